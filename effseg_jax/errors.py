@@ -1,0 +1,36 @@
+"""The one error a user is meant to read.
+
+A wrong flag, a missing data set or a corrupt file raises `UserError`; its message says what was
+found, what was expected and what to do. The command-line entry points print that message alone,
+without a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+
+
+class UserError(ValueError):
+  """A mistake in what the user gave us: the message is the whole explanation."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+  """Returns `" Did you mean 'x'?"` for the closest known name, or an empty string."""
+  match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  return f" Did you mean {match[0]!r}?" if match else ""
+
+
+@contextlib.contextmanager
+def friendly_exit() -> Iterator[None]:
+  """Turns a `UserError` into one line on stderr and exit status 2; Ctrl-C into status 130."""
+  try:
+    yield
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)

@@ -1,0 +1,55 @@
+"""What a task means: the model's inputs, the loss, and what is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from effseg_jax.errors import UserError, suggestion
+
+if TYPE_CHECKING:
+  import jax
+
+
+class Task(Protocol):
+  """What the training step asks of a task. A task is a frozen dataclass of plain values.
+
+  `counts` of the loss are integers that add up over steps, devices and hosts; `summarise` turns
+  their sum into the numbers of a log line. A task without such counts returns None.
+  """
+
+  num_classes: int
+
+  def augment(self, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
+    """Random changes of a training batch that are made on the device."""
+
+  def model_inputs(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """The arguments of `model.apply`."""
+
+  def loss(
+    self, outputs: Any, batch: Mapping[str, jax.Array], rng: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    """The scalar to minimise, other scalars to log, and counts."""
+
+  def summarise(self, counts: Any) -> dict[str, float]:
+    """Numbers for the log from summed counts (host arrays)."""
+
+
+def make_task(config: Mapping[str, Any], dataset: Any) -> Task:
+  """Builds the task of a configuration for a data set.
+
+  Args:
+    config: `name` (`semantic` or `classification`) and the fields of that task's class.
+    dataset: gives `classes`, and for semantic segmentation `palette` and `ignore_label`.
+  """
+  from effseg_jax.tasks.classification import ClassificationTask
+  from effseg_jax.tasks.semantic import SemanticTask
+
+  kinds = {"semantic": SemanticTask, "classification": ClassificationTask}
+  options = dict(config)
+  name = options.pop("name")
+  if name not in kinds:
+    raise UserError(
+      f"task.name is {name!r}; expected one of {sorted(kinds)}.{suggestion(name, kinds)}"
+    )
+  return kinds[name].for_dataset(dataset, **options)

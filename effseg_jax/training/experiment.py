@@ -1,0 +1,174 @@
+"""From a configuration to the parts of a run: the one room that knows both sides.
+
+`train.py` and `eval.py` are written in these words. Nothing else in effseg_jax reads a
+configuration or opens a data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import effseg_jax
+from effseg_jax.errors import UserError
+from effseg_jax.tasks import Task, make_task
+from effseg_jax.training import optimizer as optimizer_lib
+from effseg_jax.training import schedules, trees
+from effseg_jax.training import state as state_lib
+from effseg_jax.training.checkpoint import RunDescription, load_for_inference
+from effseg_jax.training.state import TrainState, Variables
+from effseg_jax.training.step import StepReport
+from input_pipeline import datasets, loader, transforms
+
+__all__ = ["make_task"]
+
+
+def open_dataset(config: ConfigDict, split: str) -> Any:
+  """Opens a split of the configured data set."""
+  return datasets.open_dataset(
+    config.data.name,
+    root=config.data.root or None,
+    split=split,
+    **config.data.options.to_dict(),
+  )
+
+
+def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
+  """Creates the configured model for a number of classes."""
+  return effseg_jax.create_model(config.name, **model_fields(config, num_classes))
+
+
+def model_fields(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+  """The keyword arguments of `create_model` that a configuration means."""
+  fields = {key: value for key, value in config.items() if key != "name"}
+  return {**fields, "num_classes": num_classes}
+
+
+def train_batches(config: ConfigDict, dataset: Any) -> Any:
+  """The endless iterator over this process's part of the training batches."""
+  return loader.train_batches(
+    dataset,
+    transforms.train_transforms(config.task.name, **config.data.augment.to_dict()),
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_threads=config.data.num_threads,
+    num_workers=config.data.num_workers,
+    on_error=config.data.on_error,
+  )
+
+
+def input_shapes(task: Task, batches: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Shapes of the model's inputs, from a look at the first batch; the iterator stays in place."""
+  position = batches.get_state()
+  batch = next(batches)
+  batches.set_state(position)
+  shapes = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}
+  return jax.eval_shape(
+    lambda batch: task.model_inputs(task.augment(batch, jax.random.key(0))), shapes
+  )
+
+
+def make_optimizer(
+  config: ConfigDict, model: nn.Module, inputs: Sequence[jax.ShapeDtypeStruct]
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The configured optimizer and its learning-rate schedule."""
+  schedule = schedules.make_schedule(
+    config.schedule.to_dict(), config.optimizer.learning_rate, config.train.num_steps
+  )
+  params = state_lib.model_shapes(model, inputs)["params"]
+  return optimizer_lib.make_optimizer(config.optimizer.to_dict(), schedule, params), schedule
+
+
+def read_variables(source: str, model: nn.Module) -> Variables:
+  """Reads weights to start from: another run, a bundle, or a file with official names."""
+  path = Path(source)
+  if not path.exists():
+    raise UserError(f"init_from: {source} does not exist.")
+  if path.is_dir() or path.suffix in (".safetensors", ".npz"):
+    return load_for_inference(path).variables
+  return effseg_jax.load_weights(model, source, partial="backbone")
+
+
+def describe_run(config: ConfigDict, task: Task, dataset: Any) -> RunDescription:
+  """What is stored with each checkpoint of a run."""
+  del dataset
+  card = {
+    "model": {
+      "name": config.model.name,
+      "fields": model_fields(config.model, task.num_classes),
+    },
+    "task": {"name": config.task.name, **dataclasses.asdict(task)},
+    "trained_on": f"{config.data.name} {config.data.train_split}",
+  }
+  data = {
+    "seed": config.seed,
+    "batch_size": config.train.batch_size,
+    "num_workers": config.data.num_workers,
+    "process_count": jax.process_count(),
+    "data": f"{config.data.name} {config.data.train_split}",
+  }
+  return RunDescription(json.loads(config.to_json_best_effort()), card, data)
+
+
+def describe(
+  config: ConfigDict, state: TrainState, dataset: Any, mesh: Mesh, workdir: str
+) -> dict[str, str]:
+  """The lines a run begins with."""
+  device = mesh.devices.flat[0]
+  axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+  train = config.train
+  step = int(state.step)
+  return {
+    "model": f"{config.model.name}, {state_lib.parameter_count(state.params):,} parameters",
+    "data": f"{config.data.name} {config.data.train_split}: {len(dataset):,} examples,"
+    f" {dataset.num_classes} classes",
+    "devices": f"{mesh.size} x {device.device_kind} ({device.platform})" + (axes and f": {axes}"),
+    "training": f"{train.num_steps:,} steps of {train.batch_size} images"
+    + (f", going on from step {step}" if step else ""),
+    "workdir": workdir,
+  }
+
+
+def check_finite(
+  previous: tuple[int, StepReport] | None, state: TrainState, config: ConfigDict, workdir: str
+) -> None:
+  """Stops a run whose loss or gradient is not finite; looks at a step that is already over.
+
+  Args:
+    previous: number and report of the step before the one that was just started.
+    state: to save for inspection. The step with the bad gradient has left it unchanged.
+    config: with `on_nonfinite` "skip" nothing happens here; the state counts such steps.
+    workdir: where `nonfinite_<step>.npz` is written.
+
+  Raises:
+    UserError: naming the step and the parameters whose gradient is not finite.
+  """
+  if previous is None or config.on_nonfinite == "skip" or bool(previous[1].finite):
+    return
+  step, report = previous
+  path = Path(workdir) / f"nonfinite_{step:06d}.npz"
+  arrays = flatten_dict(jax.device_get(dict(state.variables())), sep="/")
+  np.savez(path, **arrays)
+  names = trees.leaf_names(state.params)
+  norms = np.asarray(report.gradient_norms)
+  bad = [name for name, norm in zip(names, norms, strict=True) if not np.isfinite(norm)]
+  shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+  raise UserError(
+    f"step {step}: the loss is {float(report.scalars['loss']):g} and the gradient is not finite in"
+    f" {len(bad)} of {len(names)} parameters ({shown}). The variables are in {path}; the last"
+    " checkpoint is intact. Lower the learning rate, set optimizer.clip_norm, or set"
+    " --config.on_nonfinite=skip."
+  )

@@ -1,0 +1,178 @@
+"""What a run tells: a line for people, a line of JSON, and event files for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from effseg_jax.tasks import Task
+from effseg_jax.training.step import StepReport
+
+
+class RunLog:
+  """Writes one run's numbers and pictures; only the first process writes.
+
+  Files in the working directory: `metrics.jsonl` (one object per log line, with `step`), event
+  files for TensorBoard, and pictures as PNG under `pictures/`.
+  """
+
+  def __init__(self, workdir: str | Path, num_steps: int, batch_size: int):
+    """Opens the files for appending.
+
+    Args:
+      workdir: created if it is missing.
+      num_steps: length of the run, for the time left.
+      batch_size: images per step over all processes, for images/s.
+    """
+    self._workdir = Path(workdir)
+    self._num_steps, self._batch_size = num_steps, batch_size
+    self._active = jax.process_index() == 0
+    self._best: dict[str, float] = {}
+    if self._active:
+      self._workdir.mkdir(parents=True, exist_ok=True)
+      self._jsonl = (self._workdir / "metrics.jsonl").open("a", encoding="utf-8")
+      self._events = SummaryWriter(str(self._workdir))
+
+  def text(self, message: str) -> None:
+    """Prints a message as it is."""
+    if self._active:
+      print(message, flush=True)
+
+  def train(self, step: int, scalars: Mapping[str, float], pace: Pace) -> None:
+    """Logs a window of training steps: its mean scalars, its speed, the time left."""
+    seconds = pace.seconds_per_step()
+    left = (self._num_steps - step) * seconds
+    numbers = {**scalars, "images_per_second": self._batch_size / seconds}
+    shown = "  ".join(f"{name} {_short(name, value)}" for name, value in numbers.items())
+    best = "".join(f"  best {name} {_short(name, v)}" for name, v in self._best.items())
+    width = len(str(self._num_steps))
+    self.text(f"step {step:{width}d}/{self._num_steps}  {shown}{best}  left {duration(left)}")
+    self._write("train", step, numbers)
+
+  def evaluation(self, step: int, scalars: Mapping[str, float], best_by: str) -> None:
+    """Logs the metrics of an evaluation and remembers the best."""
+    self._best[best_by] = max(self._best.get(best_by, -1.0), scalars[best_by])
+    shown = "  ".join(f"{name} {_short(name, value)}" for name, value in scalars.items())
+    self.text(f"step {step}  evaluation  {shown}")
+    self._write("eval", step, scalars)
+
+  def picture(self, step: int, name: str, image: np.ndarray) -> Path | None:
+    """Writes a uint8 (H, W, 3) picture; returns its path."""
+    if not self._active:
+      return None
+    from PIL import Image
+
+    path = self._workdir / "pictures" / f"{name}_{step:06d}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(image).save(path)
+    self._events.add_image(name, image, step, dataformats="HWC")
+    return path
+
+  def close(self) -> None:
+    """Flushes and closes the files."""
+    if self._active:
+      self._jsonl.close()
+      self._events.close()
+
+  def _write(self, prefix: str, step: int, scalars: Mapping[str, float]) -> None:
+    if not self._active:
+      return
+    record = {f"{prefix}/{name}": float(value) for name, value in scalars.items()}
+    self._jsonl.write(json.dumps({"step": step, **record}) + "\n")
+    self._jsonl.flush()
+    for name, value in record.items():
+      self._events.add_scalar(name, value, step)
+
+
+class Pace:
+  """Measures seconds per step, leaving out what `pause` surrounds (evaluation, saving)."""
+
+  def __init__(self) -> None:
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins a new window."""
+    self._start, self._steps = time.monotonic(), 0
+
+  def step(self) -> None:
+    """Counts one step."""
+    self._steps += 1
+
+  def pause(self) -> _Pause:
+    """A context whose time does not count."""
+    return _Pause(self)
+
+  def seconds_per_step(self) -> float:
+    """Mean over the window."""
+    return max(time.monotonic() - self._start, 1e-9) / max(self._steps, 1)
+
+
+class _Pause:
+  def __init__(self, pace: Pace):
+    self._pace = pace
+
+  def __enter__(self) -> None:
+    self._begin = time.monotonic()
+
+  def __exit__(self, *exception: object) -> None:
+    self._pace._start += time.monotonic() - self._begin
+
+
+class ReportWindow:
+  """Collects step reports without waiting for the device; reads them all at once."""
+
+  def __init__(self, task: Task):
+    self._task = task
+    self._reports: list[StepReport] = []
+
+  def add(self, report: StepReport) -> None:
+    """Keeps a report (device arrays)."""
+    self._reports.append(report)
+
+  def summary(self) -> dict[str, float]:
+    """Means of the scalars and the task's summary of the summed counts; empties the window."""
+    reports = jax.device_get(self._reports)
+    self._reports = []
+    scalars = {
+      name: float(np.mean([report.scalars[name] for report in reports]))
+      for name in reports[0].scalars
+    }
+    scalars["gradient_norm"] = float(
+      np.mean([np.sqrt(np.sum(np.square(report.gradient_norms))) for report in reports])
+    )
+    if reports[0].counts is not None:
+      counts = jax.tree.map(
+        lambda *c: np.sum(np.stack(c), axis=0, dtype=np.int64),
+        *(report.counts for report in reports),
+      )
+      scalars.update(self._task.summarise(counts))
+    return scalars
+
+
+def duration(seconds: float) -> str:
+  """`3723 -> 1h02m`, `75 -> 1m15s`, `9 -> 9s`."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours}h{minutes:02d}m"
+  return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _short(name: str, value: float) -> str:
+  """mIoU and accuracies in percent, small numbers in scientific form."""
+  if name.startswith(("mIoU", "accuracy", "mean_accuracy", "pixel_accuracy", "top1")):
+    return f"{100 * value:.1f}%"
+  return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
+
+
+def run_summary(items: Mapping[str, Any]) -> str:
+  """The lines a run begins with: one `name  value` a line."""
+  width = max(len(name) for name in items)
+  return "\n".join(f"{name:<{width}}  {value}" for name, value in items.items())

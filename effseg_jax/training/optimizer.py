@@ -1,0 +1,88 @@
+"""AdamW and SGD with learning rates, decay and freezing chosen by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from effseg_jax.errors import UserError, suggestion
+from effseg_jax.training import trees
+
+
+def make_optimizer(
+  config: Mapping[str, Any], schedule: optax.Schedule, params: Any
+) -> optax.GradientTransformation:
+  """Builds the optimizer of a configuration.
+
+  The order is PyTorch's: clip the whole gradient, precondition, add decoupled weight decay, scale
+  by the learning rate.
+
+  Args:
+    config: `name` (`adamw` or `sgd`); `b1`, `b2`, `eps` or `momentum`; `weight_decay`;
+      `clip_norm` (0: none); and three lists of regular expressions over parameter names:
+      `lr_rules` and `decay_rules`, `(pattern, factor)` of which the first match counts, and
+      `freeze`, patterns of parameters that stay as they are.
+    schedule: step -> learning rate.
+    params: the parameters, or their shapes.
+
+  Returns:
+    An optax transformation. Frozen parameters have no optimizer state.
+  """
+  lr_rules, decay_rules, freeze = config["lr_rules"], config["decay_rules"], config["freeze"]
+  names = trees.leaf_names(params)
+  trees.check_patterns([pattern for pattern, _ in lr_rules], names, "optimizer.lr_rules")
+  trees.check_patterns([pattern for pattern, _ in decay_rules], names, "optimizer.decay_rules")
+  trees.check_patterns(freeze, names, "optimizer.freeze")
+
+  chain = [_preconditioner(config)]
+  if config["weight_decay"]:
+    chain.append(_decay_by_name(config["weight_decay"], decay_rules))
+  if lr_rules:
+    chain.append(_scale_by_name(lr_rules))
+  chain.append(optax.scale_by_learning_rate(schedule))
+  optimizer = optax.chain(*chain)
+  if freeze:
+    labels = trees.map_named(
+      lambda name, _: "frozen" if is_frozen(freeze, name) else "trained", params
+    )
+    optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+  if config["clip_norm"]:
+    optimizer = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
+  return optimizer
+
+
+def is_frozen(freeze: Sequence[str], name: str) -> bool:
+  """Whether one of the patterns is found in a parameter's name."""
+  return trees.first_match([(pattern, True) for pattern in freeze], name, False)
+
+
+def _preconditioner(config: Mapping[str, Any]) -> optax.GradientTransformation:
+  name = config["name"]
+  if name == "adamw":
+    return optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"])
+  if name == "sgd":
+    return optax.trace(decay=config["momentum"])
+  known = ("adamw", "sgd")
+  raise UserError(f"optimizer.name is {name!r}; expected one of {known}.{suggestion(name, known)}")
+
+
+def _decay_by_name(
+  decay: float, rules: Sequence[tuple[str, float]]
+) -> optax.GradientTransformation:
+  def update(updates: Any, state: optax.EmptyState, params: Any) -> tuple[Any, optax.EmptyState]:
+    factors = trees.map_named(lambda name, _: decay * trees.first_match(rules, name, 1.0), params)
+    return jax.tree.map(lambda u, f, p: u + f * p if f else u, updates, factors, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _scale_by_name(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+  def update(updates: Any, state: optax.EmptyState, params: Any) -> tuple[Any, optax.EmptyState]:
+    del params
+    scaled = trees.map_named(lambda name, leaf: leaf * trees.first_match(rules, name, 1.0), updates)
+    return scaled, state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,76 @@
+"""Learning-rate schedules: functions of the 0-based step, as the recipes define them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from effseg_jax.errors import UserError, suggestion
+
+
+def poly(base: float, num_steps: int, power: float = 1.0, end: float = 0.0) -> optax.Schedule:
+  """`(base - end) (1 - i / num_steps)^power + end`, the schedule of MMSegmentation's recipes."""
+  return lambda i: (base - end) * (jnp.maximum(num_steps - i, 0) / num_steps) ** power + end
+
+
+def cosine(base: float, num_steps: int, end: float = 0.0) -> optax.Schedule:
+  """Half a cosine from `base` down to `end` (Loshchilov and Hutter 2017, equation 5)."""
+  return lambda i: (
+    end + (base - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(i / num_steps, 1.0)))
+  )
+
+
+def step(base: float, milestones: tuple[int, ...], factor: float = 0.1) -> optax.Schedule:
+  """`base`, multiplied by `factor` from each milestone step on."""
+  marks = jnp.asarray(sorted(milestones), jnp.int32)
+  return lambda i: base * factor ** jnp.sum(i >= marks)
+
+
+def constant(base: float) -> optax.Schedule:
+  """`base` at every step."""
+  return lambda i: jnp.full(jnp.shape(i), base, jnp.float32)
+
+
+def with_warmup(schedule: optax.Schedule, steps: int, ratio: float) -> optax.Schedule:
+  """Scales the first `steps` steps of a schedule, linearly from `ratio` up to 1.
+
+  The warm-up multiplies the already decaying rate:
+  `lr(i) = schedule(i) * (1 - (1 - i / steps) (1 - ratio))` for `i < steps`.
+  """
+  if steps == 0:
+    return schedule
+  # The same, without the cancellation that would cost the first steps their digits.
+  return lambda i: schedule(i) * (ratio + jnp.minimum(i / steps, 1.0) * (1.0 - ratio))
+
+
+def make_schedule(config: Mapping[str, Any], base: float, num_steps: int) -> optax.Schedule:
+  """Builds the schedule of a configuration.
+
+  Args:
+    config: `name` (`poly`, `cosine`, `step` or `constant`) with that function's other arguments,
+      `warmup_steps` and `warmup_ratio`.
+    base: learning rate without warm-up and decay.
+    num_steps: length of the training in optimizer steps.
+
+  Returns:
+    A function from the 0-based step to the learning rate.
+  """
+  options = dict(config)
+  name = options.pop("name")
+  warmup = options.pop("warmup_steps"), options.pop("warmup_ratio")
+  lengths = {"num_steps": num_steps}
+  kinds = {
+    "poly": (poly, lengths),
+    "cosine": (cosine, lengths),
+    "step": (step, {}),
+    "constant": (constant, {}),
+  }
+  if name not in kinds:
+    raise UserError(
+      f"schedule.name is {name!r}; expected one of {sorted(kinds)}.{suggestion(name, kinds)}"
+    )
+  function, arguments = kinds[name]
+  return with_warmup(function(base, **arguments, **options), *warmup)

@@ -1,0 +1,133 @@
+"""The mesh, and which part of each array lives on which device of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from effseg_jax.errors import UserError
+from effseg_jax.training import trees
+
+AXES = ("data", "fsdp", "model")
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+
+# A rule's value: "replicate", "fsdp" (cut the largest divisible dimension), or one entry per
+# dimension, each the name of a mesh axis or None.
+Rule = tuple[str, str | tuple[str | None, ...]]
+
+# Cutting an array smaller than this saves less memory than its extra message costs.
+_MIN_SHARDED_SIZE = 2**10
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Lays the devices out as a (data, fsdp, model) mesh.
+
+  Args:
+    axes: devices along `data`, `fsdp` and `model`; one of them may be -1, "all that are left".
+    devices: default all devices of all processes.
+
+  Returns:
+    A mesh with automatic axes: the compiler derives what no annotation says.
+
+  Raises:
+    UserError: if the sizes do not multiply to the number of devices.
+  """
+  count = len(devices or jax.devices())
+  sizes = [axes[axis] for axis in AXES]
+  asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+  if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+    raise UserError(f"mesh {asked}: sizes are positive, and at most one is -1.")
+  known = math.prod(size for size in sizes if size != -1)
+  if -1 in sizes and count % known == 0:
+    sizes[sizes.index(-1)] = count // known
+  if math.prod(sizes) != count:
+    raise UserError(f"mesh {asked} does not multiply to the {count} devices that are here.")
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def tree_shardings(tree: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
+  """Gives every leaf the sharding of the first rule whose pattern is found in its name.
+
+  The names of optimizer moments and averaged weights end with the parameter's own name, so one
+  rule shards all three alike.
+
+  Args:
+    tree: arrays or `jax.ShapeDtypeStruct`s.
+    rules: `(pattern, placement)`, see `Rule`; what no rule matches is replicated.
+    mesh: from `make_mesh`.
+
+  Returns:
+    A tree of `NamedSharding`.
+  """
+
+  def place(name: str, leaf: Any) -> NamedSharding:
+    placement = trees.first_match(rules, name, "replicate")
+    return NamedSharding(mesh, _spec(name, tuple(leaf.shape), placement, mesh))
+
+  return trees.map_named(place, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis is cut over the `data` and `fsdp` axes together."""
+  return NamedSharding(mesh, BATCH_SPEC)
+
+
+def batch_ways(mesh: Mesh) -> int:
+  """In how many pieces a batch is cut; a global batch size is a multiple of it."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, setting: str) -> None:
+  """Raises `UserError` unless the global batch can be cut evenly over the mesh and processes."""
+  ways = math.lcm(batch_ways(mesh), jax.process_count())
+  if batch_size < 1 or batch_size % ways:
+    raise UserError(
+      f"{setting} is {batch_size}; a multiple of {ways} is needed to cut it over"
+      f" data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} devices."
+    )
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Makes global arrays of this process's part of a batch, cut over the mesh."""
+  sharding = batch_sharding(mesh)
+  return {
+    key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
+  }
+
+
+def _spec(
+  name: str, shape: tuple[int, ...], placement: str | Sequence[str | None], mesh: Mesh
+) -> PartitionSpec:
+  if placement == "replicate" or not shape:
+    return PartitionSpec()
+  if placement == "fsdp":
+    return _largest_dimension(shape, mesh.shape["fsdp"])
+  if isinstance(placement, str):
+    raise UserError(
+      f"mesh.rules: {placement!r} for {name} is no placement; expected 'replicate', 'fsdp' or one"
+      f" entry per dimension of {shape}, each an axis of {AXES} or None."
+    )
+  if len(placement) != len(shape):
+    raise UserError(f"mesh.rules: {tuple(placement)} for {name} of shape {shape}: lengths differ.")
+  for size, axis in zip(shape, placement, strict=True):
+    if axis is not None and size % mesh.shape[axis]:
+      raise UserError(f"mesh.rules: {name} of shape {shape} cannot be cut as {tuple(placement)}.")
+  return PartitionSpec(*placement)
+
+
+def _largest_dimension(shape: tuple[int, ...], ways: int) -> PartitionSpec:
+  divisible = [(size, axis) for axis, size in enumerate(shape) if size % ways == 0]
+  if ways == 1 or not divisible or math.prod(shape) < _MIN_SHARDED_SIZE:
+    return PartitionSpec()
+  _, axis = max(divisible)
+  return PartitionSpec(*(["fsdp" if i == axis else None for i in range(len(shape))]))

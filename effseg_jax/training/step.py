@@ -1,0 +1,154 @@
+"""One training step: gradient, update, averages, and what to tell about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from effseg_jax.ops import backend
+from effseg_jax.tasks import Task
+from effseg_jax.training import sharding
+from effseg_jax.training.state import TrainState, keep_frozen, state_shardings
+
+Batch = Mapping[str, jax.Array]
+
+
+@flax.struct.dataclass
+class StepReport:
+  """What one step measured, on the device until somebody reads it.
+
+  Attributes:
+    scalars: float32 (), by name: `loss` and what the task adds to it.
+    counts: the task's integer counts over the batch (a confusion matrix, say), or None.
+    gradient_norms: float32 (number of parameters,), the norm of each parameter's gradient.
+    finite: bool (), whether loss and gradient were finite. If not, the update was skipped.
+  """
+
+  scalars: Mapping[str, jax.Array]
+  counts: Any
+  gradient_norms: jax.Array
+  finite: jax.Array
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
+
+
+def make_train_step(
+  model: nn.Module,
+  task: Task,
+  optimizer: optax.GradientTransformation,
+  *,
+  accumulate: int = 1,
+  average_decay: float = 0.0,
+  freeze: Sequence[str] = (),
+) -> TrainStep:
+  """Builds the step as a pure function; `compile_train_step` compiles it for a mesh.
+
+  A step whose loss or gradient is not finite counts, and changes nothing else: neither
+  parameters nor statistics nor averages.
+
+  Args:
+    model: called as `model.apply(variables, *task.model_inputs(batch), train=True, ...)`.
+    task: gives the inputs and the loss.
+    optimizer: from `make_optimizer`.
+    accumulate: number of parts the batch is cut into, one after the other; the gradient is their
+      mean. Batch statistics are those of the parts.
+    average_decay: of the exponential moving average, approached as `(1 + t) / (10 + t)`.
+    freeze: patterns of parameter names; their statistics stay as they are, too.
+
+  Returns:
+    `step(state, batch) -> (state, report)`.
+  """
+
+  def loss_and_state(params: Any, model_state: Any, batch: Batch, rng: jax.Array):
+    augment_rng, dropout_rng, drop_path_rng, loss_rng = jax.random.split(rng, 4)
+    batch = task.augment(batch, augment_rng)
+    outputs, new_model_state = model.apply(
+      {"params": params, **model_state},
+      *task.model_inputs(batch),
+      train=True,
+      rngs={"dropout": dropout_rng, "drop_path": drop_path_rng},
+      mutable=list(model_state),
+    )
+    loss, scalars, counts = task.loss(outputs, batch, loss_rng)
+    return loss, (new_model_state, {"loss": loss, **scalars}, counts)
+
+  def gradient(state: TrainState, batch: Batch, rng: jax.Array):
+    value_and_grad = jax.value_and_grad(loss_and_state, has_aux=True)
+    if accumulate == 1:
+      (_, aux), grads = value_and_grad(state.params, state.model_state, batch, rng)
+      return grads, *aux
+    return _accumulated(value_and_grad, state, batch, rng, accumulate)
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    grads, model_state, scalars, counts = gradient(state, batch, rng)
+    model_state = keep_frozen(model_state, state.model_state, freeze)
+
+    norms = jnp.sqrt(jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]))
+    finite = jnp.isfinite(scalars["loss"]) & jnp.all(jnp.isfinite(norms))
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = state.replace(params=params, model_state=model_state, opt_state=opt_state)
+    if average_decay:
+      decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
+      new = new.replace(
+        average=jax.tree.map(
+          lambda old, now: old * decay + now * (1.0 - decay), state.average, new.variables()
+        )
+      )
+    new = jax.tree.map(lambda changed, kept: jnp.where(finite, changed, kept), new, state)
+    new = new.replace(step=state.step + 1, skipped=state.skipped + jnp.where(finite, 0, 1))
+    return new, StepReport(scalars, counts, norms, finite)
+
+  return step
+
+
+def compile_train_step(step: TrainStep, state: TrainState, mesh: Mesh) -> TrainStep:
+  """Jits a step for the state's shardings; the state passed in is donated."""
+  shardings = state_shardings(state)
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(shardings, sharding.batch_sharding(mesh)),
+    out_shardings=(shardings, sharding.replicated(mesh)),
+  )
+
+
+def _accumulated(value_and_grad: Any, state: TrainState, batch: Batch, rng: jax.Array, parts: int):
+  """The mean gradient over `parts` parts; their statistics follow one another.
+
+  The parts are strided slices, so that each device keeps the examples it already has.
+  """
+  cut = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), dict(batch))
+
+  def one(model_state: Any, index: jax.Array):
+    part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), cut)
+    (_, aux), grads = value_and_grad(
+      state.params, model_state, part, jax.random.fold_in(rng, index)
+    )
+    model_state, scalars, counts = aux
+    return model_state, (jax.tree.map(lambda x: x / parts, (grads, scalars)), counts)
+
+  # A convolution inside a loop is 20x slower on the CPU: there the loop is unrolled.
+  unroll = parts if backend.platform() == "cpu" else 1
+
+  def body(carry: Any, index: jax.Array):
+    model_state, total = carry
+    model_state, new = one(model_state, index)
+    return (model_state, jax.tree.map(jnp.add, total, new)), None
+
+  _, shapes = jax.eval_shape(one, state.model_state, jnp.zeros((), jnp.int32))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  (model_state, ((grads, scalars), counts)), _ = jax.lax.scan(
+    body, (state.model_state, zeros), jnp.arange(parts), unroll=unroll
+  )
+  return grads, model_state, scalars, counts
