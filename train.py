@@ -41,7 +41,7 @@ def train(config: ConfigDict, workdir: str) -> Path | None:
   model = experiment.make_model(config.model, task.num_classes)
   batches = experiment.train_batches(config, dataset)
 
-  # The state, born sharded; from this run's last checkpoint or from other weights, if there are any.
+  # The state, born sharded; from this run's last checkpoint or from other weights, if there are.
   inputs = experiment.input_shapes(task, batches)
   optimizer, schedule = experiment.make_optimizer(config, model, inputs)
   state = state_lib.init_state(

@@ -1,0 +1,56 @@
+"""The catalogue of models. Names are listed here without importing what they name."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from typing import Any
+
+from effseg_jax.errors import UserError, suggestion
+
+# Name -> module with `create(name, **fields)`. One line makes a model known.
+_CATALOGUE = {
+  "afformer_tiny": "effseg_jax.models.afformer",
+  "afformer_small": "effseg_jax.models.afformer",
+  "afformer_base": "effseg_jax.models.afformer",
+  "afformer_tiny_fft": "effseg_jax.models.afformer",
+  "afformer_small_fft": "effseg_jax.models.afformer",
+  "afformer_base_fft": "effseg_jax.models.afformer",
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+  """Returns the names that match a shell pattern, sorted."""
+  return sorted(fnmatch.filter(_CATALOGUE, pattern))
+
+
+def create_model(name: str, **fields: Any) -> Any:
+  """Creates a model (a `flax.linen.Module`) by name.
+
+  Args:
+    name: one of `list_models()`.
+    **fields: fields of the model's class, over those of the named variant.
+
+  Raises:
+    UserError: for an unknown name or field, with the closest known one.
+  """
+  if name not in _CATALOGUE:
+    raise UserError(
+      f"there is no model {name!r}; list_models() names them.{suggestion(name, _CATALOGUE)}"
+    )
+  return importlib.import_module(_CATALOGUE[name]).create(name, **fields)
+
+
+def build(module: type, name: str, variant: dict[str, Any], fields: dict[str, Any]) -> Any:
+  """Instantiates a module class from a variant's fields and the caller's, which win.
+
+  Raises:
+    UserError: for a field the class does not have.
+  """
+  known = [key for key in module.__dataclass_fields__ if key not in ("parent", "name")]
+  for key in fields:
+    if key not in known:
+      raise UserError(
+        f"{name} has no field {key!r}; its fields are {', '.join(known)}.{suggestion(key, known)}"
+      )
+  return module(**{**variant, **fields})

@@ -1,0 +1,13 @@
+"""Weights in and out: official files, our own, and the names that connect them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def load_weights(model: Any, source: Any, partial: str | None = None) -> Mapping[str, Any]:
+  """Reads a model's weights; see `effseg_jax.weights.loading.load_weights`."""
+  from effseg_jax.weights import loading
+
+  return loading.load_weights(model, source, partial)
