@@ -1,0 +1,70 @@
+"""Reading pictures: OpenCV for photographs, Pillow for index PNGs and for headers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from effseg_jax.errors import UserError
+
+# The pipeline's own threads are the parallelism; OpenCV's would compete with them.
+cv2.setNumThreads(0)
+
+
+def read_image(path: Path) -> np.ndarray:
+  """Decodes a photograph to uint8 RGB (H, W, 3).
+
+  Raises:
+    UserError: if the file is missing or cannot be decoded.
+  """
+  image = cv2.imdecode(np.frombuffer(_read(path), np.uint8), cv2.IMREAD_COLOR)
+  if image is None:
+    raise UserError(f"{path} cannot be decoded; expected a JPEG or PNG photograph.")
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def read_label(path: Path) -> np.ndarray:
+  """Decodes an index PNG to uint8 (H, W), the stored values and not a palette's colours.
+
+  Raises:
+    UserError: if the file is missing, cannot be decoded, or holds colours.
+  """
+  _require(path)
+  try:
+    with Image.open(path) as image:
+      label = np.asarray(image)
+  except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    raise UserError(f"{path} cannot be decoded ({error}); expected an index PNG.") from None
+  if label.ndim != 2:
+    raise UserError(
+      f"{path} has {label.shape[-1]} channels; expected one class index per pixel (an 8-bit or"
+      " palette PNG)."
+    )
+  return label
+
+
+def image_size(path: Path) -> tuple[int, int]:
+  """Rows and columns of a picture, from its header alone."""
+  _require(path)
+  try:
+    with Image.open(path) as image:
+      cols, rows = image.size
+  except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    raise UserError(f"{path} has no readable image header ({error}).") from None
+  return rows, cols
+
+
+def _require(path: Path) -> None:
+  if not path.is_file():
+    raise UserError(f"{path} is missing.")
+
+
+def _read(path: Path) -> bytes:
+  _require(path)
+  content = path.read_bytes()
+  if not content:
+    raise UserError(f"{path} is empty; expected a JPEG or PNG photograph.")
+  return content
