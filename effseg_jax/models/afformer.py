@@ -201,9 +201,7 @@ def pooled_low_pass(values: jax.Array) -> jax.Array:
       jnp.asarray(adaptive_average_matrix(n, bins), values.dtype) for n in (rows, cols)
     )
     cells = jnp.einsum("sh,tw,bhwc->bstc", pool_rows, pool_cols, part)
-    up_rows, up_cols = (
-      jnp.asarray(bilinear_matrix(n, bins), values.dtype) for n in (rows, cols)
-    )
+    up_rows, up_cols = (jnp.asarray(bilinear_matrix(n, bins), values.dtype) for n in (rows, cols))
     parts.append(jnp.einsum("hs,wt,bstc->bhwc", up_rows, up_cols, cells))
   return jnp.concatenate(parts, axis=-1)
 
@@ -344,12 +342,14 @@ class Backbone(nn.Module):
     widths: channels entering each stage.
     depths: transformer blocks of each stage.
     drop_path: rate of the last block; the others' grow linearly from 0.
+    remat: compute each stage again in the backward pass instead of keeping its activations.
     dtype: of the computation.
   """
 
   widths: tuple[int, int, int, int]
   depths: tuple[int, int, int, int]
   drop_path: float = 0.0
+  remat: bool = False
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -360,9 +360,10 @@ class Backbone(nn.Module):
     # The first stage has no blocks, but counts one in the official schedule of rates.
     counts = np.maximum(self.depths, 1)
     rates = np.split(np.linspace(0.0, self.drop_path, sum(counts)), np.cumsum(counts)[:-1])
+    stage = nn.remat(Stage, static_argnums=(2,)) if self.remat else Stage
     outputs = []
     for index, strides in enumerate(((1, 1), (2, 1), (1, 2), (1, 4))):
-      x = Stage(
+      x = stage(
         (*self.widths[1:], self.widths[-1])[index],
         strides,
         tuple(float(rate) for rate in rates[index][: self.depths[index]]),
@@ -394,9 +395,9 @@ class Head(nn.Module):
     x = nn.relu(x)
     x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
     init = nn.initializers.normal(0.01)
-    x = Conv(
-      self.num_classes, use_bias=True, kernel_init=init, dtype=self.dtype, name="classify"
-    )(x)
+    x = Conv(self.num_classes, use_bias=True, kernel_init=init, dtype=self.dtype, name="classify")(
+      x
+    )
     return x.astype(jnp.float32)
 
 
@@ -410,6 +411,7 @@ class AFFormer(nn.Module):
     features_only: return the four stages' features instead of logits.
     drop_path: stochastic-depth rate of the last block.
     dropout: rate of dropped channels in the head.
+    remat: compute each stage again in the backward pass instead of keeping its activations.
     dtype: of the computation; parameters, statistics and logits are float32.
   """
 
@@ -419,6 +421,7 @@ class AFFormer(nn.Module):
   features_only: bool = False
   drop_path: float = 0.0
   dropout: float = 0.1
+  remat: bool = False
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -437,9 +440,10 @@ class AFFormer(nn.Module):
     """
     if min(images.shape[1:3]) < 32:
       raise UserError(f"images are {images.shape[1]}x{images.shape[2]}; 32x32 is the least.")
-    features = Backbone(self.widths, self.depths, self.drop_path, self.dtype, name="backbone")(
-      images, train
+    backbone = Backbone(
+      self.widths, self.depths, self.drop_path, self.remat, self.dtype, name="backbone"
     )
+    features = backbone(images, train)
     if self.features_only:
       return features
     return Head(self.num_classes, self.dropout, self.dtype, name="head")(features[-1], train)

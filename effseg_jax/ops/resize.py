@@ -41,9 +41,7 @@ def bilinear_matrix(size: int, source_size: int, align_corners: bool = False) ->
   return matrix
 
 
-def resize_bilinear(
-  x: jax.Array, size: tuple[int, int], align_corners: bool = False
-) -> jax.Array:
+def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = False) -> jax.Array:
   """Resizes both spatial axes.
 
   Args:

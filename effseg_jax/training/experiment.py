@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from ml_collections import ConfigDict
 
 import effseg_jax
 from effseg_jax.errors import UserError
-from effseg_jax.tasks import Task, make_task
+from effseg_jax.metrics.segmentation import ConfusionMatrix
+from effseg_jax.tasks import Task, make_task, pictures
+from effseg_jax.tasks.inference import Inference
+from effseg_jax.training import evaluation, schedules, sharding, trees
 from effseg_jax.training import optimizer as optimizer_lib
-from effseg_jax.training import schedules, trees
 from effseg_jax.training import state as state_lib
 from effseg_jax.training.checkpoint import RunDescription, load_for_inference
+from effseg_jax.training.evaluation import Sample
 from effseg_jax.training.state import TrainState, Variables
 from effseg_jax.training.step import StepReport
 from input_pipeline import datasets, loader, transforms
@@ -140,6 +143,89 @@ def describe(
     + (f", going on from step {step}" if step else ""),
     "workdir": workdir,
   }
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationResult:
+  """What an evaluation has to say.
+
+  Attributes:
+    matrix: the confusion matrix.
+    scalars: the metrics for the log.
+    table: for people to read.
+    samples: examples with their predictions.
+    picture: the samples as uint8 (H, W, 3), or None where the task has none.
+  """
+
+  matrix: ConfusionMatrix
+  scalars: dict[str, float]
+  table: str
+  samples: Sequence[Sample]
+  picture: np.ndarray | None
+
+
+def make_evaluator(
+  config: ConfigDict, model: nn.Module, task: Task, mesh: Mesh
+) -> Callable[[Variables], EvaluationResult]:
+  """Opens the evaluation split and returns a function from variables to a result."""
+  batch_size = config.eval.batch_size
+  sharding.check_batch_size(batch_size, mesh, "eval.batch_size")
+  dataset = open_dataset(config, config.eval.split)
+  batches = eval_batches(config, dataset)
+  if config.task.name == "semantic":
+    step = evaluation.semantic_eval_step(model, task, inference_options(config.eval))
+  else:
+    step = evaluation.classification_eval_step(model, task)
+  step = evaluation.jit_eval_step(step, mesh)
+
+  def evaluate(variables: Variables) -> EvaluationResult:
+    matrix, samples = evaluation.evaluate(
+      step,
+      variables,
+      batches,
+      num_classes=task.num_classes,
+      mesh=mesh,
+      num_samples=config.eval.get("pictures", 0),
+    )
+    if config.task.name != "semantic":
+      scalars = task.summarise(matrix.counts)
+      return EvaluationResult(matrix, scalars, f"top-1 {100 * scalars['top1']:.2f}%", (), None)
+    drawn = [(sample.image, sample.prediction, sample.label) for sample in samples]
+    picture = pictures.side_by_side(drawn, task.palette) if drawn else None
+    return EvaluationResult(matrix, matrix.summary(), matrix.table(task.classes), samples, picture)
+
+  return evaluate
+
+
+def eval_batches(config: ConfigDict, dataset: Any) -> Any:
+  """This process's part of the evaluation batches, every example once."""
+  options = {
+    "batch_size": config.eval.batch_size,
+    "process_index": jax.process_index(),
+    "process_count": jax.process_count(),
+    "num_threads": config.data.num_threads,
+    "on_error": config.data.on_error,
+  }
+  if config.task.name == "classification":
+    size = config.data.augment.size
+    return loader.ClassificationEvalBatches(
+      dataset, resize=config.eval.resize, crop=size, **options
+    )
+  rule = loader.SizeRule(tuple(config.eval.scale), config.eval.multiple)
+  return loader.EvalBatches(dataset, rule, **options)
+
+
+def inference_options(config: ConfigDict) -> Inference:
+  """The configured way of evaluating an image."""
+  if config.mode not in ("whole", "slide"):
+    raise UserError(f"eval.mode is {config.mode!r}; expected 'whole' or 'slide'.")
+  return Inference(
+    mode=config.mode,
+    crop=tuple(config.crop),
+    stride=tuple(config.stride),
+    scales=tuple(config.scales),
+    flip=config.flip,
+  )
 
 
 def check_finite(

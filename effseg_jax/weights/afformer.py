@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
-import numpy as np
-
 # (pattern over our names, official name). The shared kernels have their canonical names here.
 _RULES = (
   (r"backbone/stem_(\d)/", r"backbone.stem.\1."),

@@ -1,0 +1,161 @@
+"""From logits to a class for every pixel of the original image.
+
+Everything here is a pure function of arrays, to be jitted by the caller. `forward` stands for the
+model: normalised images (B, h, w, 3) float32 -> logits (B, ceil(h/8), ceil(w/8), K).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from effseg_jax.ops.resize import resize_bilinear
+
+Forward = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+  """How an image is evaluated.
+
+  Attributes:
+    mode: "whole", or "slide": windows of `crop` every `stride`, their logits averaged.
+    crop: rows and columns of a window.
+    stride: rows and columns between windows.
+    scales: factors of the network's input size; class probabilities are averaged over them.
+    flip: also average over the mirrored image.
+  """
+
+  mode: str = "whole"
+  crop: tuple[int, int] = (512, 512)
+  stride: tuple[int, int] = (341, 341)
+  scales: tuple[float, ...] = (1.0,)
+  flip: bool = False
+
+
+def class_scores(
+  forward: Forward,
+  images: jax.Array,
+  label_size: jax.Array,
+  label_shape: tuple[int, int],
+  inference: Inference,
+) -> jax.Array:
+  """Class scores at the original resolution.
+
+  One view gives logits resized twice, to the network's input and to the original size, as the
+  official evaluation does. Several views (scales, mirrored) give their mean softmax.
+
+  Args:
+    forward: the model.
+    images: (B, h, w, 3) float32, normalised.
+    label_size: int32 (B, 2), the original rows and columns.
+    label_shape: (Hb, Wb), at least every `label_size`; scores beyond a `label_size` mean nothing.
+    inference: how.
+
+  Returns:
+    float32 (B, Hb, Wb, K).
+  """
+  views = [(scale, flip) for scale in inference.scales for flip in _flips(inference)]
+  total = 0.0
+  for scale, flip in views:
+    size = tuple(max(32, round(n * scale)) for n in images.shape[1:3])
+    view = resize_bilinear(images, size)
+    logits = full_logits(forward, view[:, :, ::-1] if flip else view, inference)
+    logits = logits[:, :, ::-1] if flip else logits
+    scores = resize_to_labels(logits, label_size, label_shape)
+    if len(views) == 1:
+      return scores
+    total += jax.nn.softmax(scores) / len(views)
+  return total
+
+
+def class_map(
+  forward: Forward,
+  images: jax.Array,
+  label_size: jax.Array,
+  label_shape: tuple[int, int],
+  inference: Inference,
+) -> jax.Array:
+  """The most likely class of every original pixel, int32 (B, Hb, Wb); see `class_scores`."""
+  scores = class_scores(forward, images, label_size, label_shape, inference)
+  return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def full_logits(forward: Forward, images: jax.Array, inference: Inference) -> jax.Array:
+  """Logits at the images' own size, float32 (B, h, w, K), of the whole image or of windows."""
+  if inference.mode == "whole":
+    return resize_bilinear(forward(images).astype(jnp.float32), images.shape[1:3])
+  return _slide(forward, images, inference)
+
+
+def resize_to_labels(
+  logits: jax.Array, label_size: jax.Array, label_shape: tuple[int, int]
+) -> jax.Array:
+  """Bilinear resize of each example to its own size, inside a common shape.
+
+  The sizes are data and not shapes: images of many sizes share one program.
+
+  Args:
+    logits: (B, h, w, K).
+    label_size: int32 (B, 2).
+    label_shape: (Hb, Wb).
+
+  Returns:
+    (B, Hb, Wb, K); pixels beyond an example's size repeat its border.
+  """
+  if logits.shape[1:3] == tuple(label_shape):
+    same = jnp.all(label_size == jnp.asarray(label_shape))
+    return jax.lax.cond(
+      same, lambda x: x, lambda x: _resize_each(x, label_size, label_shape), logits
+    )
+  return _resize_each(logits, label_size, label_shape)
+
+
+def _resize_each(logits, label_size, label_shape):
+  def one(image: jax.Array, size: jax.Array) -> jax.Array:
+    for axis in (0, 1):
+      image = _take_lines(image, axis, size[axis], label_shape[axis])
+    return image
+
+  return jax.vmap(one)(logits, label_size)
+
+
+def _take_lines(x: jax.Array, axis: int, size: jax.Array, length: int) -> jax.Array:
+  """Bilinear resize along one axis to a traced `size`, in an axis of static `length`."""
+  source = x.shape[axis]
+  index = jnp.arange(length, dtype=jnp.float32)
+  position = jnp.clip((index + 0.5) * (source / size) - 0.5, 0.0, source - 1.0)
+  lower = jnp.floor(position).astype(jnp.int32)
+  upper = jnp.minimum(lower + 1, source - 1)
+  shape = [1, 1, 1]
+  shape[axis] = length
+  weight = (position - lower).reshape(shape)
+  low, high = jnp.take(x, lower, axis=axis), jnp.take(x, upper, axis=axis)
+  return low + (high - low) * weight
+
+
+def _slide(forward: Forward, images: jax.Array, inference: Inference) -> jax.Array:
+  """Averages the logits of overlapping windows; the last of a row is moved back inside."""
+  rows, cols = images.shape[1:3]
+  crop = min(inference.crop[0], rows), min(inference.crop[1], cols)
+  total, count = None, jnp.zeros((1, rows, cols, 1), jnp.float32)
+  for top in _window_starts(rows, crop[0], inference.stride[0]):
+    for left in _window_starts(cols, crop[1], inference.stride[1]):
+      window = (slice(None), slice(top, top + crop[0]), slice(left, left + crop[1]))
+      logits = resize_bilinear(forward(images[window]).astype(jnp.float32), crop)
+      if total is None:
+        total = jnp.zeros((*images.shape[:3], logits.shape[-1]), jnp.float32)
+      total, count = total.at[window].add(logits), count.at[window].add(1.0)
+  return total / count
+
+
+def _window_starts(length: int, crop: int, stride: int) -> list[int]:
+  windows = max(-(-(length - crop) // stride), 0) + 1
+  return [min(i * stride, length - crop) for i in range(windows)]
+
+
+def _flips(inference: Inference) -> tuple[bool, ...]:
+  return (False, True) if inference.flip else (False,)

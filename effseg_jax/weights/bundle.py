@@ -1,0 +1,96 @@
+"""A released model in one file: weights under our own names, and a card that says what they are.
+
+The file is `.safetensors`; the card is JSON in its metadata. Anyone can open it, and nothing in it
+is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+import effseg_jax
+from effseg_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+  """A model ready to be used.
+
+  Attributes:
+    model: the Flax module.
+    variables: its collections, float32 on the host.
+    card: JSON-compatible: `model` (`name`, `fields`), `task` (`name` and the task's fields, classes,
+      palette, mean and std among them), and what is known of the training.
+  """
+
+  model: nn.Module
+  variables: Mapping[str, Any]
+  card: Mapping[str, Any]
+
+
+def save_bundle(
+  path: str | Path, variables: Mapping[str, Any], card: Mapping[str, Any], *, half: bool = False
+) -> None:
+  """Writes a bundle.
+
+  Args:
+    path: ending in `.safetensors`.
+    variables: collections of float32 arrays.
+    card: see `Bundle`.
+    half: store float16; half the size, and about three digits.
+  """
+  dtype = np.float16 if half else np.float32
+  flat = flatten_dict(jax.device_get(dict(variables)), sep="/")
+  arrays = {name: np.ascontiguousarray(array, dtype) for name, array in flat.items()}
+  for name, array in arrays.items():
+    if not np.isfinite(array).all():
+      raise UserError(f"{name} is not finite as {np.dtype(dtype).name}; nothing was written.")
+  save_file(arrays, str(path), metadata={"card": json.dumps(card)})
+
+
+def read_bundle(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Reads a bundle's arrays (flat names, as stored) and its card.
+
+  Raises:
+    UserError: if the file is no bundle, or is damaged.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise UserError(f"{path} is missing; expected a bundle (.safetensors).")
+  try:
+    with safe_open(str(path), framework="numpy") as file:
+      metadata = file.metadata() or {}
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+  except (SafetensorError, OSError) as error:
+    raise UserError(f"{path} is damaged or no .safetensors file ({error}).") from None
+  if "card" not in metadata:
+    raise UserError(
+      f"{path} has no card; expected a bundle of this library. Official weights are read by"
+      " load_weights and converted by tools/convert.py."
+    )
+  return arrays, json.loads(metadata["card"])
+
+
+def load_bundle(path: str | Path) -> Bundle:
+  """Loads a model from a bundle.
+
+  Raises:
+    UserError: if the file is no bundle, is damaged, or does not fit the model it names.
+  """
+  arrays, card = read_bundle(path)
+  model = effseg_jax.create_model(card["model"]["name"], **card["model"]["fields"])
+  variables = unflatten_dict(
+    {name: array.astype(np.float32) for name, array in arrays.items()}, sep="/"
+  )
+  return Bundle(model, variables, card)

@@ -1,0 +1,5 @@
+"""Augmentations of image classification."""
+
+
+def classification_transforms():
+  return []
