@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from effseg_jax import platform
@@ -150,6 +150,7 @@ def main(argv: list[str]) -> None:
       raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
     if _CONFIG.value is None or not _WORKDIR.value:
       raise UserError("--config and --workdir are needed; see python train.py --help.")
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
     platform.tune_host_malloc()
     platform.use_compilation_cache()
     train(_CONFIG.value, _WORKDIR.value)

@@ -104,7 +104,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     classes: K names.
 
   Returns:
-    uint8 (rows, cols, 3). Up to 40 classes are labelled, and each cell shows its percentage up to 25.
+    uint8 (rows, cols, 3). Names up to 40 classes, percentages in the cells up to 25.
   """
   num_classes = len(classes)
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -30,7 +30,7 @@ class Bundle:
   Attributes:
     model: the Flax module.
     variables: its collections, float32 on the host.
-    card: JSON-compatible: `model` (`name`, `fields`), `task` (`name` and the task's fields, classes,
+    card: JSON-compatible: `model` (`name`, `fields`), `task` (`name` and its fields: classes,
       palette, mean and std among them), and what is known of the training.
   """
 

@@ -1,0 +1,251 @@
+"""Filters in the frequency domain.
+
+Conventions: arrays are (B, H, W, C), transforms run over H and W in float32, and `rfft2` keeps the
+half plane of the last transformed axis. Circular means without padding: the border wraps around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_AXES = (1, 2)
+
+
+def fast_size(size: int) -> int:
+  """The smallest 2^a 3^b 5^c that is not below `size`: prime lengths are 5 times slower."""
+  best = 1 << max(size - 1, 0).bit_length()
+  power5 = 1
+  while power5 < best:
+    power35 = power5
+    while power35 < best:
+      candidate = power35
+      while candidate < size:
+        candidate *= 2
+      best = min(best, candidate)
+      power35 *= 3
+    power5 *= 5
+  return best
+
+
+def depthwise_conv_fft(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Zero-padded depthwise convolution by Fourier transforms (specification, section 7.2).
+
+  Equal to `ops.conv.depthwise_conv`: the grid is padded by the kernel's radius, so that what wraps
+  around meets zeros.
+
+  Args:
+    x: (B, H, W, C).
+    kernel: (k, k, 1, C), k odd; may be larger than the grid.
+
+  Returns:
+    (B, H, W, C) of x's dtype.
+  """
+  size = _padded_size(x, kernel)
+  spectrum = _rfft2(x, size) * kernel_spectrum(kernel, size)
+  return _irfft2(spectrum, size)[:, : x.shape[1], : x.shape[2]].astype(x.dtype)
+
+
+def depthwise_conv_fft_gradients(
+  x: jax.Array, kernel: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Both gradients of a zero-padded depthwise convolution of stride 1, by Fourier transforms.
+
+  Args:
+    x: (B, H, W, C), the input.
+    kernel: (k, k, 1, C), k odd.
+    cotangent: (B, H, W, C), of the output.
+
+  Returns:
+    The cotangents of x and of the kernel.
+  """
+  size = _padded_size(x, kernel)
+  slope = _rfft2(cotangent, size)
+  x_spectrum = jnp.conj(kernel_spectrum(kernel, size)) * slope
+  x_gradient = _irfft2(x_spectrum, size)[:, : x.shape[1], : x.shape[2]]
+  correlation = jnp.sum(_rfft2(x, size) * jnp.conj(slope), axis=0)
+  correlation = jnp.fft.irfft2(correlation, size, axes=(0, 1))
+  rows, cols = (np.arange(k) - k // 2 for k in kernel.shape[:2])
+  # Offsets that meet modulo the size can only be ones that a kernel larger than the grid has
+  # beyond it; there the padded size keeps them apart.
+  kernel_gradient = correlation[rows % size[0]][:, cols % size[1]]
+  return x_gradient.astype(x.dtype), kernel_gradient[:, :, None].astype(kernel.dtype)
+
+
+def depthwise_conv_circular(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Depthwise convolution with wrapped borders, by Fourier transforms of the grid's own size.
+
+  Args:
+    x: (B, H, W, C).
+    kernel: (k, k, 1, C), k odd; taps beyond the grid wrap around and add up.
+
+  Returns:
+    (B, H, W, C) of x's dtype.
+  """
+  size = x.shape[1], x.shape[2]
+  return _irfft2(_rfft2(x, size) * kernel_spectrum(kernel, size), size).astype(x.dtype)
+
+
+def kernel_spectrum(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """The multiplier that applies a kernel by cross-correlation on a grid (section 7.2).
+
+  Args:
+    kernel: (k, k, 1, C), k odd.
+    size: (rows, cols) of the transform.
+
+  Returns:
+    complex64 (1, rows, cols // 2 + 1, C).
+  """
+  kernel = kernel[:, :, 0].astype(jnp.float32)
+  radius = kernel.shape[0] // 2
+  offsets = radius - np.arange(kernel.shape[0])
+  grid = jnp.zeros((*size, kernel.shape[-1]), jnp.float32)
+  grid = grid.at[(offsets % size[0])[:, None], (offsets % size[1])[None, :]].add(kernel)
+  return jnp.fft.rfft2(grid, axes=(0, 1))[None]
+
+
+def ideal_low_pass_mask(size: tuple[int, int], cutoff: int) -> np.ndarray:
+  """The ideal mask with the cut-off of an s x s grid (specification, section 7.3).
+
+  1 for frequencies below s / 2, one half at s / 2, 0 above; s = 1 keeps the mean alone.
+
+  Args:
+    size: (rows, cols) of the grid.
+    cutoff: s.
+
+  Returns:
+    float32 (rows, cols // 2 + 1).
+  """
+
+  def along(frequencies: np.ndarray) -> np.ndarray:
+    distance = np.abs(frequencies) - cutoff / 2
+    return np.where(distance < 0, 1.0, np.where(distance == 0, 0.5, 0.0))
+
+  rows = along(np.round(np.fft.fftfreq(size[0]) * size[0]))
+  cols = along(np.arange(size[1] // 2 + 1))
+  return (rows[:, None] * cols[None, :]).astype(np.float32)
+
+
+def low_pass_masks(size: tuple[int, int], channels: int, cutoffs: Sequence[int]) -> np.ndarray:
+  """One mask per equal group of channels: float32 (1, rows, cols // 2 + 1, channels)."""
+  masks = [ideal_low_pass_mask(size, cutoff) for cutoff in cutoffs]
+  return np.repeat(np.stack(masks, axis=-1), channels // len(cutoffs), axis=-1)[None]
+
+
+def ideal_low_pass(x: jax.Array, cutoffs: Sequence[int]) -> jax.Array:
+  """Keeps low frequencies: one ideal cut-off per equal group of channels (section 7.3).
+
+  Args:
+    x: (B, H, W, C).
+    cutoffs: s of each of the groups.
+
+  Returns:
+    (B, H, W, C) of x's dtype.
+  """
+  size = x.shape[1], x.shape[2]
+  masks = low_pass_masks(size, x.shape[-1], cutoffs)
+  return _irfft2(_rfft2(x, size) * masks, size).astype(x.dtype)
+
+
+def filter_bank(
+  x: jax.Array, kernels: Sequence[jax.Array], cutoffs: Sequence[int]
+) -> tuple[jax.Array, jax.Array]:
+  """Circular high-pass kernels and ideal low-pass masks on one spectrum.
+
+  One transform there, and one back for both filters together.
+
+  Args:
+    x: (B, H, W, C).
+    kernels: (k_i, k_i, 1, C_i) for consecutive channels; the C_i add up to C.
+    cutoffs: see `ideal_low_pass`.
+
+  Returns:
+    The high-pass and the low-pass part, both (B, H, W, C) of x's dtype.
+  """
+  size, channels = (x.shape[1], x.shape[2]), x.shape[-1]
+  spectrum = _rfft2(x, size)
+  high = jnp.concatenate([kernel_spectrum(kernel, size) for kernel in kernels], axis=-1)
+  low = low_pass_masks(size, channels, cutoffs)
+  both = _irfft2(jnp.concatenate([spectrum * high, spectrum * low], axis=-1), size)
+  return both[..., :channels].astype(x.dtype), both[..., channels:].astype(x.dtype)
+
+
+def learned_filter(x: jax.Array, real: jax.Array, imaginary: jax.Array) -> jax.Array:
+  """The vanilla frequency filter: a learned complex factor per frequency and channel.
+
+  The factors live on a reference grid and are interpolated (bilinear, over signed frequencies) to
+  the grid at hand.
+
+  Args:
+    x: (B, H, W, C).
+    real: (h0, w0 // 2 + 1, C), rows in `fftfreq` order.
+    imaginary: like `real`.
+
+  Returns:
+    (B, H, W, C) of x's dtype.
+  """
+  size = x.shape[1], x.shape[2]
+  rows = _frequency_matrix(size[0], real.shape[0])
+  cols = _interpolation_matrix(np.linspace(0, real.shape[1] - 1, size[1] // 2 + 1), real.shape[1])
+  factors = jax.lax.complex(
+    *(jnp.einsum("ur,vs,rsc->uvc", rows, cols, part) for part in (real, imaginary))
+  )
+  return _irfft2(_rfft2(x, size) * factors[None], size).astype(x.dtype)
+
+
+def frequency_similarity_kernel(weights: jax.Array, values: jax.Array) -> jax.Array:
+  """`sum over tokens of weights^T values` evaluated on spectra, by Parseval (section 7.1).
+
+  Args:
+    weights: (B, H, W, n, d), softmax over the tokens.
+    values: (B, H, W, n, e).
+
+  Returns:
+    float32 (B, n, d, e).
+  """
+  size = weights.shape[1], weights.shape[2]
+  spectra = [
+    jnp.fft.rfft2(x.astype(jnp.float32), axes=_AXES, norm="ortho") for x in (weights, values)
+  ]
+  # The half plane stands for both: its inner columns count twice.
+  columns = np.full(size[1] // 2 + 1, 2.0, np.float32)
+  columns[0] = 1.0
+  if size[1] % 2 == 0:
+    columns[-1] = 1.0
+  return jnp.einsum("v,buvnd,buvne->bnde", columns, jnp.conj(spectra[0]), spectra[1]).real
+
+
+def _padded_size(x: jax.Array, kernel: jax.Array) -> tuple[int, int]:
+  """A fast transform size at which a centred kernel does not wrap onto the grid."""
+  sizes = []
+  for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True):
+    sizes.append(fast_size(max(n + k // 2, k)))
+  return sizes[0], sizes[1]
+
+
+def _rfft2(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  return jnp.fft.rfft2(x.astype(jnp.float32), size, axes=_AXES)
+
+
+def _irfft2(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  return jnp.fft.irfft2(x, size, axes=_AXES)
+
+
+def _frequency_matrix(size: int, reference: int) -> np.ndarray:
+  """Interpolates rows in `fftfreq` order between grids, through the shifted (monotone) order."""
+  positions = np.fft.fftshift(np.fft.fftfreq(size)) * reference + reference // 2
+  matrix = _interpolation_matrix(np.clip(positions, 0, reference - 1), reference)
+  return np.fft.ifftshift(np.fft.ifftshift(matrix, axes=0), axes=1)
+
+
+def _interpolation_matrix(positions: np.ndarray, length: int) -> np.ndarray:
+  """Rows that interpolate linearly at `positions` of a line of `length`, float32."""
+  lower = np.floor(positions).astype(int)
+  upper = np.minimum(lower + 1, length - 1)
+  matrix = np.zeros((len(positions), length), np.float32)
+  np.add.at(matrix, (np.arange(len(positions)), lower), 1.0 - (positions - lower))
+  np.add.at(matrix, (np.arange(len(positions)), upper), positions - lower)
+  return matrix
