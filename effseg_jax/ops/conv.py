@@ -28,23 +28,46 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   )
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-  """Depthwise convolution, every channel with its own kernel; padded like `conv`.
+def preferred_formulation(purpose: str, kernel_size: int, stride: int = 1) -> str:
+  """Which formulation of a depthwise convolution is fast on the platform traced for.
 
-  On the CPU this is a sum of shifted products with a gradient of its own: XLA's grouped
-  convolution is up to 50 times slower there. On accelerators it is a grouped convolution.
+  From `python tools/benchmark.py --filters`, recorded in docs/performance.md. On two CPU cores,
+  at grids of 16 to 128 cells a side: a product per tap beats transforms up to 11x11, and its
+  derivative with respect to the input up to 3x3; the sum over positions that the kernel's gradient
+  needs is always faster on spectra, where all taps cost as much as one. On accelerators transforms
+  move far more memory than convolutions of these sizes.
+
+  Args:
+    purpose: "forward", "input_gradient" or "kernel_gradient".
+    kernel_size: k.
+    stride: transforms need 1.
+
+  Returns:
+    "spatial" or "fft".
+  """
+  if stride > 1 or backend.platform() != "cpu":
+    return "spatial"
+  largest = {"forward": 11, "input_gradient": 3, "kernel_gradient": 0}[purpose]
+  return "spatial" if kernel_size <= largest else "fft"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv(
+  x: jax.Array, kernel: jax.Array, stride: int = 1, formulation: str = "auto"
+) -> jax.Array:
+  """Depthwise convolution, every channel with its own kernel; padded like `conv`.
 
   Args:
     x: (B, H, W, C).
-    kernel: (k, k, 1, C), k odd.
+    kernel: (k, k, 1, C), k odd; may be larger than the grid.
     stride: along both axes.
+    formulation: "spatial", "fft" (stride 1), or "auto": `preferred_formulation` for the value and
+      for each gradient. All are the same function.
 
   Returns:
     (B, ceil(H / stride), ceil(W / stride), C).
   """
-  if backend.platform() == "cpu":
-    return depthwise_conv_shifts(x, kernel, stride)
-  return depthwise_conv_grouped(x, kernel, stride)
+  return _forward(x, kernel, stride, _choose(formulation, "forward", kernel, stride))
 
 
 def depthwise_conv_grouped(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -59,14 +82,11 @@ def depthwise_conv_grouped(x: jax.Array, kernel: jax.Array, stride: int = 1) -> 
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_conv_shifts(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   """`depthwise_conv` as a sum of k*k shifted products.
 
-  Its gradient is written out, because the derived one keeps or copies every shifted window: with
-  respect to x it is the same sum with the kernel turned around, and with respect to the kernel one
-  reduction per tap. Large kernels have many taps to compile; their gradient goes through one
-  Fourier transform instead, which runs as fast and compiles four times faster.
+  XLA's grouped convolution is up to 50 times slower on the CPU. The gradient that follows from
+  this form keeps or copies every shifted window, which is why `depthwise_conv` has its own.
   """
   padded, size = _pad_same(x, kernel), _output_size(x, stride)
   taps = [
@@ -77,32 +97,63 @@ def depthwise_conv_shifts(x: jax.Array, kernel: jax.Array, stride: int = 1) -> j
   return sum(taps[1:], start=taps[0])
 
 
-def _shifts_forward(x, kernel, stride):
-  return depthwise_conv_shifts(x, kernel, stride), (x, kernel)
+def _choose(formulation: str, purpose: str, kernel: jax.Array, stride: int) -> str:
+  if formulation == "auto":
+    return preferred_formulation(purpose, kernel.shape[0], stride)
+  return formulation
 
 
-def _shifts_backward(stride, residuals, cotangent):
+def _forward(x: jax.Array, kernel: jax.Array, stride: int, formulation: str) -> jax.Array:
+  if formulation == "fft":
+    return fourier.depthwise_conv_fft(x, kernel)
+  if backend.platform() == "cpu":
+    return depthwise_conv_shifts(x, kernel, stride)
+  return depthwise_conv_grouped(x, kernel, stride)
+
+
+def _vjp_forward(x, kernel, stride, formulation):
+  return depthwise_conv(x, kernel, stride, formulation), (x, kernel)
+
+
+def _vjp_backward(stride, formulation, residuals, cotangent):
+  x, kernel = residuals
+  for_input = _choose(formulation, "input_gradient", kernel, stride)
+  for_kernel = _choose(formulation, "kernel_gradient", kernel, stride)
+  if for_input == for_kernel == "spatial" and backend.platform() != "cpu":
+    conv_grouped = functools.partial(depthwise_conv_grouped, stride=stride)
+    return jax.vjp(conv_grouped, x, kernel)[1](cotangent)
+  # With respect to x: the cotangent, zeros between strided outputs, with the kernel turned around.
+  spread = _onto_input_grid(cotangent, x, stride) if stride > 1 else cotangent
+  x_gradient = _forward(spread, kernel[::-1, ::-1], 1, for_input)
+  if for_kernel == "fft":
+    gradient = fourier.depthwise_conv_fft_kernel_gradient(x, kernel.shape, cotangent)
+  else:
+    gradient = _kernel_gradient_by_taps(x, kernel, cotangent, stride)
+  return x_gradient, gradient.astype(kernel.dtype)
+
+
+depthwise_conv.defvjp(_vjp_forward, _vjp_backward)
+
+
+def _kernel_gradient_by_taps(
+  x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int
+) -> jax.Array:
+  """One sum over positions per tap, float32 (k, k, 1, C)."""
   # The barrier keeps the compiler from sharing (and so storing) the forward pass's windows.
-  x, kernel = jax.lax.optimization_barrier(residuals)
-  if stride == 1 and kernel.shape[0] > 3:
-    return fourier.depthwise_conv_fft_gradients(x, kernel, cotangent)
-  padded, size = _pad_same(x, kernel), _output_size(x, stride)
-  rows = [
-    [
-      jnp.sum((_tap(padded, i, j, size, stride) * cotangent).astype(jnp.float32), axis=(0, 1, 2))
-      for j in range(kernel.shape[1])
-    ]
+  padded, size = _pad_same(jax.lax.optimization_barrier(x), kernel), cotangent.shape[1:3]
+  taps = [
+    jnp.sum((_tap(padded, i, j, size, stride) * cotangent).astype(jnp.float32), axis=(0, 1, 2))
     for i in range(kernel.shape[0])
+    for j in range(kernel.shape[1])
   ]
-  kernel_gradient = jnp.stack([jnp.stack(row) for row in rows])[:, :, None].astype(kernel.dtype)
-  if stride > 1:  # back onto the grid of x: zeros between, and after the last output
-    ends = [n - 1 - (m - 1) * stride for n, m in zip(x.shape[1:3], size, strict=True)]
-    spread = [(0, 0, 0), *((0, end, stride - 1) for end in ends), (0, 0, 0)]
-    cotangent = jax.lax.pad(cotangent, jnp.zeros((), cotangent.dtype), spread)
-  return depthwise_conv_shifts(cotangent, kernel[::-1, ::-1], 1), kernel_gradient
+  return jnp.stack(taps).reshape(kernel.shape)
 
 
-depthwise_conv_shifts.defvjp(_shifts_forward, _shifts_backward)
+def _onto_input_grid(cotangent: jax.Array, x: jax.Array, stride: int) -> jax.Array:
+  """Puts strided outputs back where they came from, zeros between and after them."""
+  ends = [n - 1 - (m - 1) * stride for n, m in zip(x.shape[1:3], cotangent.shape[1:3], strict=True)]
+  spread = [(0, 0, 0), *((0, end, stride - 1) for end in ends), (0, 0, 0)]
+  return jax.lax.pad(cotangent, jnp.zeros((), cotangent.dtype), spread)
 
 
 def _tap(padded: jax.Array, i: int, j: int, size: tuple[int, int], stride: int) -> jax.Array:

@@ -118,16 +118,17 @@ def _strips(
     top = jnp.max(full, axis=1)
     exps = jnp.exp(full - top[:, None])
     total = jnp.sum(exps, axis=1)
-    hit = class_ids == label[:, None]
-    chosen = jnp.sum(jnp.where(hit, full, 0.0), axis=1)
     counted = label != ignore_label
-    weight = jnp.sum(jnp.where(hit, class_weights[None, :, None, None], 0.0), axis=1)
+    target = jnp.where(counted, label, 0)
+    chosen = jnp.take_along_axis(full, target[:, None], axis=1)[:, 0]
+    weight = jnp.where(counted, class_weights[target], 0.0)
     nll = weight * (jnp.log(total) + top - chosen)
-    nll_sum += jnp.sum(jnp.where(counted, nll, 0.0), (1, 2))
+    nll_sum += jnp.sum(nll, (1, 2))
     correct += jnp.sum(counted & (chosen == top), (1, 2), dtype=jnp.int32)
     valid += jnp.sum(counted, (1, 2), dtype=jnp.int32)
     if with_gradient:
-      slope = exps * (weight / total)[:, None] - jnp.where(hit, weight[:, None], 0.0)
+      hit = class_ids == target[:, None]
+      slope = (exps * (1.0 / total)[:, None] - hit) * weight[:, None]
       narrow_slope = jnp.einsum("bkrc,cw->bkrw", slope, col_matrix)
       gradient += jnp.einsum("rh,bkrw->bkhw", to_rows, narrow_slope)
     return (nll_sum, correct, valid, gradient), None

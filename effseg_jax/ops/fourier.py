@@ -44,35 +44,32 @@ def depthwise_conv_fft(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     (B, H, W, C) of x's dtype.
   """
-  size = _padded_size(x, kernel)
+  size = _padded_size(x, kernel.shape)
   spectrum = _rfft2(x, size) * kernel_spectrum(kernel, size)
   return _irfft2(spectrum, size)[:, : x.shape[1], : x.shape[2]].astype(x.dtype)
 
 
-def depthwise_conv_fft_gradients(
-  x: jax.Array, kernel: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Both gradients of a zero-padded depthwise convolution of stride 1, by Fourier transforms.
+def depthwise_conv_fft_kernel_gradient(
+  x: jax.Array, kernel_shape: Sequence[int], cotangent: jax.Array
+) -> jax.Array:
+  """Gradient of a zero-padded depthwise convolution of stride 1 with respect to its kernel.
+
+  All taps at once: the correlation of input and cotangent, read off at the taps' offsets.
 
   Args:
     x: (B, H, W, C), the input.
-    kernel: (k, k, 1, C), k odd.
+    kernel_shape: (k, k, 1, C), k odd.
     cotangent: (B, H, W, C), of the output.
 
   Returns:
-    The cotangents of x and of the kernel.
+    float32 (k, k, 1, C).
   """
-  size = _padded_size(x, kernel)
-  slope = _rfft2(cotangent, size)
-  x_spectrum = jnp.conj(kernel_spectrum(kernel, size)) * slope
-  x_gradient = _irfft2(x_spectrum, size)[:, : x.shape[1], : x.shape[2]]
-  correlation = jnp.sum(_rfft2(x, size) * jnp.conj(slope), axis=0)
-  correlation = jnp.fft.irfft2(correlation, size, axes=(0, 1))
-  rows, cols = (np.arange(k) - k // 2 for k in kernel.shape[:2])
-  # Offsets that meet modulo the size can only be ones that a kernel larger than the grid has
-  # beyond it; there the padded size keeps them apart.
-  kernel_gradient = correlation[rows % size[0]][:, cols % size[1]]
-  return x_gradient.astype(x.dtype), kernel_gradient[:, :, None].astype(kernel.dtype)
+  size = _padded_size(x, kernel_shape)
+  spectrum = jnp.sum(_rfft2(x, size) * jnp.conj(_rfft2(cotangent, size)), axis=0)
+  correlation = jnp.fft.irfft2(spectrum, size, axes=(0, 1))
+  rows, cols = (np.arange(k) - k // 2 for k in kernel_shape[:2])
+  # The padded size holds k offsets apart, so those beyond the grid meet zeros and not each other.
+  return correlation[rows % size[0]][:, cols % size[1]][:, :, None]
 
 
 def depthwise_conv_circular(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -218,12 +215,12 @@ def frequency_similarity_kernel(weights: jax.Array, values: jax.Array) -> jax.Ar
   return jnp.einsum("v,buvnd,buvne->bnde", columns, jnp.conj(spectra[0]), spectra[1]).real
 
 
-def _padded_size(x: jax.Array, kernel: jax.Array) -> tuple[int, int]:
+def _padded_size(x: jax.Array, kernel_shape: Sequence[int]) -> tuple[int, int]:
   """A fast transform size at which a centred kernel does not wrap onto the grid."""
-  sizes = []
-  for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True):
-    sizes.append(fast_size(max(n + k // 2, k)))
-  return sizes[0], sizes[1]
+  rows, cols = (
+    fast_size(max(n + k // 2, k)) for n, k in zip(x.shape[1:3], kernel_shape, strict=False)
+  )
+  return rows, cols
 
 
 def _rfft2(x: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -1,0 +1,256 @@
+"""Official weights -> a model's variables, and back. Anything that does not fit is an error.
+
+The released training code loads with `strict=False`, and a file of the wrong shapes has cost
+people their results without a word (issues 13, 15 and 16 of the AFFormer repository). Here one
+error names every tensor that is missing, unexpected, of the wrong shape, or at odds with its twin.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+
+from effseg_jax.errors import UserError, suggestion
+from effseg_jax.ops.backend import target_platform
+from effseg_jax.weights import table
+from effseg_jax.weights.bundle import read_bundle
+from effseg_jax.weights.reader import read_state_dict, tensors_by_name
+from effseg_jax.weights.table import Row
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Class of a model -> module with `PARTS`, `example_inputs()` and `rows(model, paths)`.
+_NAMES = {"effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer"}
+
+
+def load_weights(
+  model: nn.Module, source: str | Path | Mapping[str, Any], partial: str | None = None
+) -> dict[str, Any]:
+  """Reads a model's weights.
+
+  Args:
+    model: as `create_model` gives it; its variant and classes must be those of the weights.
+    source: path of a checkpoint with the official names (`.pth`, `.pt`, `.pkl`, `.safetensors`,
+      `.npz`) or of one of our own bundles (`.safetensors` with a card), or a mapping from official
+      names to arrays in PyTorch's layout.
+    partial: `"backbone"` reads that part alone, from a file of the whole model or of the backbone
+      (ImageNet weights, whose names may lack `backbone.`); the rest of the file is not looked at.
+
+  Returns:
+    The model's collections (`params`, `batch_stats` and others, if it has them) of float32 numpy
+    arrays; with `partial`, what they hold of that part.
+
+  Raises:
+    UserError: if the file cannot be read (see `reader.read_state_dict`) or does not fit: every
+      missing, unexpected and wrongly shaped tensor is named, and every alias of a shared tensor
+      that differs from it.
+  """
+  names = _names_of(model)
+  if partial is not None and partial not in names.PARTS:
+    raise UserError(
+      f"partial is {partial!r}; expected None or one of {', '.join(names.PARTS)}."
+      f"{suggestion(partial, names.PARTS)}"
+    )
+  shapes = variable_shapes(model)
+  if not isinstance(source, Mapping) and _has_card(Path(source)):
+    return _load_own(read_bundle(source)[0], shapes, str(source), partial)
+  if isinstance(source, Mapping):
+    origin, tensors = "the given mapping", tensors_by_name(source)
+  else:
+    origin, tensors = str(source), read_state_dict(source)
+  rows = names.rows(model, shapes)
+  for part, beginnings in names.PARTS.items():
+    tensors = _with_prefix(tensors, part, beginnings)
+  if partial is not None:
+    shapes = _part_of(shapes, partial)
+    rows = [row for row in rows if row.name.startswith(f"{partial}.")]
+    tensors = {name: x for name, x in tensors.items() if name.startswith(f"{partial}.")}
+  _check_fit(rows, shapes, tensors, origin, tuple(names.PARTS) if partial is None else ())
+  return unflatten_dict(
+    {
+      row.path: table.to_ours(np.asarray(tensors[row.name]), row.layout)
+      for row in rows
+      if row.path in shapes and not row.canonical
+    },
+    sep="/",
+  )
+
+
+def export_weights(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Writes a model's variables under the official names, for `load_state_dict(strict=True)`.
+
+  Args:
+    model: whose variables they are.
+    variables: its collections. Layers that the official model holds without using them are zero
+      where the collections lack them.
+
+  Returns:
+    Official name -> float32 array in PyTorch's layout, in the official order; shared tensors once
+    for every name, and the counters of batches int64 0.
+
+  Raises:
+    UserError: if the variables are not the model's, or have no place in the official model.
+  """
+  shapes = variable_shapes(model)
+  rows = _names_of(model).rows(model, shapes)
+  arrays = flatten_dict(jax.device_get(dict(variables)), sep="/")
+  arrays = {path: np.asarray(array) for path, array in arrays.items()}
+  for row in rows:
+    if row.dead and row.path in shapes:
+      arrays.setdefault(row.path, np.zeros(shapes[row.path], np.float32))
+  _check_own(arrays, shapes, "the variables")
+  unnamed = sorted(set(arrays) - {row.path for row in rows})
+  if unnamed:
+    raise UserError(
+      f"this variant cannot be exported: the official model has no {_listing(unnamed)}"
+    )
+  return {
+    row.name: table.to_official(arrays[row.path], row.layout)
+    if row.path
+    else np.zeros((), np.int64)
+    for row in rows
+    if not row.path or row.path in arrays
+  }
+
+
+@functools.lru_cache(maxsize=16)
+def variable_shapes(model: nn.Module) -> Shapes:
+  """Shapes of all variables, `collection/module/.../leaf`; nothing is computed.
+
+  Raises:
+    UserError: if the model's class has no official weights.
+  """
+  inputs = _names_of(model).example_inputs()
+  # Shapes do not depend on the platform, and this one's formulations are the shortest to trace.
+  with target_platform("gpu"):
+    tree = jax.eval_shape(
+      lambda key, *args: model.init(key, *args, train=False), jax.random.key(0), *inputs
+    )
+  return {path: leaf.shape for path, leaf in flatten_dict(dict(tree), sep="/").items()}
+
+
+def _names_of(model: nn.Module) -> ModuleType:
+  """The module that knows the official names of a model's class."""
+  kind = f"{type(model).__module__}.{type(model).__qualname__}"
+  if kind not in _NAMES:
+    raise UserError(f"{type(model).__name__} has no official weights that this library knows.")
+  return importlib.import_module(_NAMES[kind])
+
+
+def _with_prefix(
+  tensors: Mapping[str, Any], part: str, beginnings: tuple[str, ...]
+) -> Mapping[str, Any]:
+  """Puts `part.` before the names of a file that holds that part alone."""
+  if any(name.startswith(f"{part}.") for name in tensors):
+    return tensors
+  return {
+    f"{part}.{name}" if name.startswith(beginnings) else name: x for name, x in tensors.items()
+  }
+
+
+def _check_fit(
+  rows: Collection[Row],
+  shapes: Shapes,
+  tensors: Mapping[str, Any],
+  origin: str,
+  parts: Collection[str],
+) -> None:
+  """Compares official tensors with what a model takes; raises one error with all differences."""
+  missing, wrong, differing = [], [], []
+  for row in rows:
+    if row.path and row.path not in shapes:
+      continue  # a dead layer, of a model that does not keep it
+    if row.name not in tensors:
+      if row.path:  # PyTorch itself does without the counters, which old files lack
+        missing.append(row.name)
+      continue
+    array = tensors[row.name]
+    expected = table.official_shape(shapes[row.path], row.layout) if row.path else ()
+    if tuple(array.shape) != expected:
+      wrong.append(f"{row.name} has shape {tuple(array.shape)}, expected {expected}")
+    elif np.asarray(array).dtype.kind not in "biuf":
+      wrong.append(f"{row.name} has type {np.asarray(array).dtype}, expected numbers")
+    elif row.canonical in tensors and not np.array_equal(
+      np.asarray(array), np.asarray(tensors[row.canonical]), equal_nan=True
+    ):
+      differing.append(f"{row.name} != {row.canonical}")
+  named = {row.path for row in rows}
+  missing += [f"{path} (ours alone)" for path in shapes if path not in named]
+  unexpected = sorted(set(tensors) - {row.name for row in rows})
+  hint = ""
+  for part in parts:
+    fits = [row for row in rows if row.path and row.name.startswith(f"{part}.")]
+    inside = (f"{part}.", f"params/{part}/", f"batch_stats/{part}/")
+    if fits and not any(line.startswith(inside) for line in (*missing, *unexpected, *wrong)):
+      hint = f' The {part} fits: partial="{part}" loads it alone.'
+  _raise_differences(origin, missing, unexpected, wrong, differing, hint)
+
+
+def _load_own(
+  arrays: Mapping[str, np.ndarray], shapes: Shapes, origin: str, part: str | None
+) -> dict[str, Any]:
+  """The variables that a bundle holds under our own names."""
+  if part is not None:
+    arrays, shapes = _part_of(arrays, part), _part_of(shapes, part)
+  _check_own(arrays, shapes, origin)
+  return unflatten_dict({path: np.asarray(x, np.float32) for path, x in arrays.items()}, sep="/")
+
+
+def _check_own(arrays: Mapping[str, np.ndarray], shapes: Shapes, origin: str) -> None:
+  """Compares arrays under our own names with a model's; raises one error with all differences."""
+  wrong = [
+    f"{path} has shape {arrays[path].shape}, expected {shape}"
+    for path, shape in shapes.items()
+    if path in arrays and arrays[path].shape != shape
+  ]
+  missing, unexpected = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
+  _raise_differences(origin, missing, unexpected, wrong, [], "")
+
+
+def _part_of(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
+  """The entries whose module is `part`: `collection/part/...`."""
+  return {path: x for path, x in flat.items() if path.split("/")[1] == part}
+
+
+def _has_card(path: Path) -> bool:
+  """Whether a file is one of our bundles; what is wrong with it otherwise, the reader says."""
+  if path.suffix != ".safetensors" or not path.is_file():
+    return False
+  try:
+    with safe_open(str(path), framework="numpy") as file:
+      return "card" in (file.metadata() or {})
+  except (SafetensorError, OSError):
+    return False
+
+
+def _raise_differences(
+  origin: str,
+  missing: Collection[str],
+  unexpected: Collection[str],
+  wrong: Collection[str],
+  differing: Collection[str],
+  hint: str,
+) -> None:
+  groups = {
+    "missing": missing,
+    "unexpected": unexpected,
+    "wrong shape or type": wrong,
+    "copies of a shared tensor that differ": differing,
+  }
+  found = [f"{len(names)} {what}: {_listing(names)}" for what, names in groups.items() if names]
+  if found:
+    raise UserError(f"{origin} does not fit the model; {'; '.join(found)}.{hint}")
+
+
+def _listing(names: Collection[str]) -> str:
+  return ", ".join(names)

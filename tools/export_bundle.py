@@ -1,0 +1,165 @@
+r"""Makes a released bundle of a run's checkpoint.
+
+  python -m tools.export_bundle --workdir=runs/camvid --output=afformer_tiny_camvid.safetensors \
+    --half --licence=CC-BY-NC-4.0 --note="trained on CamVid train" \
+    --metrics=runs/camvid/eval_test/metrics.json
+
+The bundle holds the weights (averaged, where the run kept an average) and a card: model, classes,
+colours, normalisation, the size pictures are seen at, and what is given here. `predict.py` and
+`eval.py` take it as `--checkpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+
+from effseg_jax.errors import UserError, friendly_exit
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of the training run.")
+_OUTPUT = flags.DEFINE_string("output", None, "The bundle to write, ending in .safetensors.")
+_STEP = flags.DEFINE_string("step", "best", "best (by the evaluation metric), latest, or a number.")
+_HALF = flags.DEFINE_bool("half", False, "Store float16: half the size, about three digits.")
+_NOTE = flags.DEFINE_string("note", None, "Anything a user of the weights should know.")
+_LICENCE = flags.DEFINE_string("licence", None, "Of the weights.")
+_METRICS = flags.DEFINE_string("metrics", None, "metrics.json of eval.py, to go into the card.")
+
+# What of an evaluation is worth carrying with the weights.
+_METRIC_KEYS = (
+  "data",
+  "split",
+  "num_images",
+  "inference",
+  "mIoU",
+  "mean_accuracy",
+  "pixel_accuracy",
+  "top1",
+)
+
+
+def export(
+  workdir: str | Path,
+  output: str | Path,
+  *,
+  step: str = "best",
+  half: bool = False,
+  note: str | None = None,
+  licence: str | None = None,
+  metrics: str | Path | None = None,
+) -> dict[str, Any]:
+  """Writes a bundle; returns its card.
+
+  Args:
+    workdir: of the run.
+    output: ends in `.safetensors`; its folder is made if it is missing.
+    step: `best`, `latest` or a step's number.
+    half: store float16.
+    note: for the card.
+    licence: for the card.
+    metrics: path of a `metrics.json` of `eval.py`.
+
+  Raises:
+    UserError: if there is no such checkpoint, or a file cannot be read.
+  """
+  from effseg_jax.training.checkpoint import load_for_inference
+  from effseg_jax.weights.bundle import save_bundle
+
+  output = Path(output)
+  if output.suffix != ".safetensors":
+    raise UserError(f"--output={output}: a bundle's name ends in .safetensors.")
+  scores = None if metrics is None else read_metrics(metrics)
+  bundle = load_for_inference(checkpoint_folder(workdir, step))
+  card = {**bundle.card}
+  inference = card.get("inference") or trained_inference(workdir)
+  extras = {"inference": inference, "metrics": scores, "note": note, "licence": licence}
+  card.update({key: value for key, value in extras.items() if value})
+  output.parent.mkdir(parents=True, exist_ok=True)
+  save_bundle(output, bundle.variables, card, half=half)
+  return card
+
+
+def checkpoint_folder(workdir: str | Path, step: str) -> Path:
+  """What `load_for_inference` is given to read this step of a run.
+
+  Raises:
+    UserError: if the run has no such step.
+  """
+  if step == "best":
+    return Path(workdir)
+  saved = _saved_steps(workdir)
+  if not saved:
+    raise UserError(f"{workdir} holds no checkpoint; expected the --workdir of a training run.")
+  if step == "latest":
+    return saved[max(saved)]
+  if not step.isdigit() or int(step) not in saved:
+    raise UserError(
+      f"--step={step}: {workdir} has the steps {', '.join(map(str, sorted(saved)))}; or say best or"
+      " latest."
+    )
+  return saved[int(step)]
+
+
+def trained_inference(workdir: str | Path) -> dict[str, Any] | None:
+  """The size at which the run evaluated, from the configuration kept with its checkpoints."""
+  saved = _saved_steps(workdir)
+  path = saved[max(saved)] / "config" / "metadata" if saved else None
+  if path is None or not path.is_file():
+    return None
+  options = json.loads(path.read_text(encoding="utf-8")).get("eval", {})
+  found = {key: options[key] for key in ("scale", "multiple") if key in options}
+  return found or None
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+  """The part of a `metrics.json` that goes into a card.
+
+  Raises:
+    UserError: if the file is missing or no such file.
+  """
+  try:
+    found = json.loads(Path(path).read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(f"--metrics={path} cannot be read ({error}); expected eval.py's.") from None
+  kept = {key: found[key] for key in _METRIC_KEYS if key in found}
+  if not kept:
+    raise UserError(f"--metrics={path} holds none of {', '.join(_METRIC_KEYS)}.")
+  return kept
+
+
+def _saved_steps(workdir: str | Path) -> dict[int, Path]:
+  """The finished checkpoints of a run by their step."""
+  folder = Path(workdir) / "checkpoints"
+  children = folder.iterdir() if folder.is_dir() else ()
+  return {int(child.name): child for child in children if child.name.isdigit()}
+
+
+def main(argv: list[str]) -> None:
+  """Checks the flags and exports."""
+  with friendly_exit():
+    if len(argv) > 1:
+      raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
+    if not _WORKDIR.value or not _OUTPUT.value:
+      raise UserError("--workdir and --output are needed.")
+    logging.set_verbosity(logging.WARNING)
+    card = export(
+      _WORKDIR.value,
+      _OUTPUT.value,
+      step=_STEP.value,
+      half=_HALF.value,
+      note=_NOTE.value,
+      licence=_LICENCE.value,
+      metrics=_METRICS.value,
+    )
+    size = Path(_OUTPUT.value).stat().st_size
+    print(
+      f"{_OUTPUT.value}: {card['model']['name']}, {len(card['task']['classes'])} classes,"
+      f" {np.dtype('float16' if _HALF.value else 'float32').name}, {size / 1e6:.1f} MB"
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)
