@@ -17,6 +17,7 @@ from absl import flags
 from effseg_jax.errors import UserError
 from input_pipeline.datasets.base import IGNORE_LABEL, Example
 from input_pipeline.transforms import Transform, keep_ratio_size
+from input_pipeline.transforms_classification import resize_and_crop
 
 Batch = dict[str, np.ndarray]
 
@@ -77,7 +78,7 @@ class Augment(grain.transforms.RandomMap):
     """Every random number comes from `rng`, which depends on (seed, position) alone."""
     for transform in self.transforms:
       element = transform(element, rng)
-    example = {key: np.ascontiguousarray(element[key]) for key in _BATCH_KEYS}
+    example = {key: np.asarray(element[key], order="C") for key in _BATCH_KEYS}
     return {**example, "weight": np.float32(1.0)}
 
 
@@ -207,7 +208,7 @@ class EvalBatches:
     with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
       ahead: collections.deque[Any] = collections.deque()
       for size, bucket, indices in self._plan:
-        filler = empty_example(size, bucket)
+        filler = self._filler(size, bucket)
         loads = [pool.submit(self._load, index, size, bucket) for index in indices]
         ahead.append((loads, filler))
         if len(ahead) > 2:
@@ -228,7 +229,13 @@ class EvalBatches:
         raise
       self.skipped += 1
       warnings.warn(f"skipped a broken example ({self.skipped} so far): {error}", stacklevel=2)
-      return empty_example(size, bucket)
+      return self._filler(size, bucket)
+    return self._prepare(example, size, bucket)
+
+  def _filler(self, size: tuple[int, int], bucket: tuple[int, int]) -> Batch:
+    return empty_example(size, bucket)
+
+  def _prepare(self, example: Example, size: tuple[int, int], bucket: tuple[int, int]) -> Batch:
     image = cv2.resize(example["image"], (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     label = np.full(bucket, IGNORE_LABEL, np.uint8)
     rows, cols = example["label"].shape
@@ -238,6 +245,71 @@ class EvalBatches:
       "label": label,
       "valid_size": np.array(size, np.int32),
       "label_size": np.array((rows, cols), np.int32),
+      "weight": np.float32(1.0),
+    }
+
+
+class ClassificationEvalBatches(EvalBatches):
+  """Every example once: the short side resized, the centre cut out; one size for all.
+
+  A batch holds `image` uint8 (B, crop, crop, 3), `label` int32 (B,), `valid_size` int32 (B, 2) and
+  `weight` float32 (B,). No image is opened to plan the batches.
+  """
+
+  def __init__(
+    self,
+    dataset: Any,
+    *,
+    resize: int,
+    crop: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 4,
+    on_error: str = "raise",
+  ):
+    """Plans the batches.
+
+    Args:
+      dataset: of a classification task.
+      resize: length of the short side.
+      crop: side of the square that the network sees, `resize` at most.
+      batch_size: over all processes.
+      process_index: of this host.
+      process_count: number of hosts.
+      num_threads: that read and decode.
+      on_error: "raise", or "skip": a broken example gets the weight 0 and is counted in `skipped`.
+
+    Raises:
+      UserError: if the crop does not fit.
+    """
+    if crop > resize:
+      raise UserError(f"eval.resize is {resize}; expected at least the crop's side, {crop}.")
+    self._dataset, self._threads, self._on_error = dataset, num_threads, on_error
+    self._resize = resize
+    self._local = batch_size // process_count
+    self.skipped = 0
+    begin = process_index * self._local
+    indices = range(len(dataset))
+    self._plan = [
+      ((crop, crop), (), indices[i : i + batch_size][begin : begin + self._local])
+      for i in range(0, len(dataset), batch_size)
+    ]
+
+  def _filler(self, size: tuple[int, int], bucket: tuple[int, int]) -> Batch:
+    del bucket
+    return {
+      "image": np.zeros((*size, 3), np.uint8),
+      "label": np.int32(0),
+      "valid_size": np.array(size, np.int32),
+      "weight": np.float32(0.0),
+    }
+
+  def _prepare(self, example: Example, size: tuple[int, int], bucket: tuple[int, int]) -> Batch:
+    return {
+      **self._filler(size, bucket),
+      "image": resize_and_crop(example["image"], self._resize, size[0]),
+      "label": example["label"],
       "weight": np.float32(1.0),
     }
 

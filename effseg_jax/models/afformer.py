@@ -1,11 +1,13 @@
 """AFFormer: Head-Free Lightweight Semantic Segmentation with Linear Transformer.
 
 Dong, Wang, Wang, AAAI 2023 (arXiv 2301.04648). The defaults are the released model: the same
-function of the same weights.
+function of the same weights. `Form` has what the paper describes otherwise, and the filters that
+work in the frequency domain.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, suggestion
 from effseg_jax.models import build
-from effseg_jax.models.layers import BatchNorm, DropPath
-from effseg_jax.ops.conv import conv, depthwise_conv
+from effseg_jax.models.layers import BatchNorm, Conv, ConvNorm, DepthwiseConv, DropPath, conv_init
+from effseg_jax.ops import fourier
+from effseg_jax.ops.conv import windows
 from effseg_jax.ops.pool import adaptive_average_matrix
 from effseg_jax.ops.resize import bilinear_matrix, resize_bilinear
 
@@ -29,121 +32,102 @@ HIGHPASS_KERNELS = (3, 5, 7)
 HIGHPASS_HEADS = (2, 3, 3)
 LOWPASS_SIZES = (1, 2, 3, 6)
 
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Rows and columns of the reference grid of the learned ("vanilla") frequency filter.
+VANILLA_GRID = (16, 16)
 
 
-def depthwise_init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
-  """Normal with the official variance `2 / (k k)`: fan-out over the groups, one channel each."""
-  return jax.random.normal(key, shape, dtype) * np.sqrt(2.0 / (shape[0] * shape[1]))
-
-
-class Conv(nn.Module):
-  """Convolution; 1x1 as a matrix product.
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """How the paper's operators are realised; the defaults are the released model.
 
   Attributes:
-    features: output channels.
-    kernel_size: odd.
-    stride: along both axes.
-    use_bias: whether a bias is added.
-    kernel_init: initialiser of the kernel.
+    filter_mode: of the high-pass and low-pass filters. "spatial", "fft" and "auto" are one
+      function: convolution and pooling in space, everything on spectra, or the faster of both.
+      "fft_circular": high-pass kernels without padding. "fft_ideal": besides, ideal low-pass masks.
+      "vanilla": one learned complex factor per frequency and channel replaces both filters.
+    lowpass_relu: whether the low-pass part is rectified; the paper does not say so.
+    share_filters: whether the blocks of a stage share their high-pass kernels.
+    cluster: "conv", or "window_softmax": prototypes are 3x3 means with adaptive weights (eq. 1).
+    restore: "add": upsampled prototypes beside the pixel descriptor; "joint": the descriptor works
+      on the sum of pixels and upsampled prototypes (figure 2).
+  """
+
+  filter_mode: str = "auto"
+  lowpass_relu: bool = True
+  share_filters: bool = True
+  cluster: str = "conv"
+  restore: str = "add"
+
+  def __post_init__(self) -> None:
+    """Raises `UserError` for a value that is none of those above."""
+    _require_one_of("filter_mode", self.filter_mode, FILTER_MODES)
+    _require_one_of("cluster", self.cluster, ("conv", "window_softmax"))
+    _require_one_of("restore", self.restore, ("add", "joint"))
+
+
+FILTER_MODES = ("auto", "spatial", "fft", "fft_circular", "fft_ideal", "vanilla")
+HEAD_KINDS = ("official", "linear", "image")
+
+
+def _require_one_of(field: str, value: str, known: Sequence[str]) -> None:
+  if value not in known:
+    raise UserError(
+      f"{field} is {value!r}; expected one of {', '.join(known)}.{suggestion(value, known)}"
+    )
+
+
+class Cluster(nn.Module):
+  """Patch embedding: clusters pixels into prototypes (equation 1 of the paper).
+
+  The paper's local clustering is a convolution in the released code: depthwise 3x3, pointwise,
+  normalisation, hardswish. With `window_softmax` the depthwise kernel gives way to adaptive
+  weights.
+
+  Attributes:
+    stride: pixels per prototype along each axis.
+    form: `cluster` is read.
     dtype: of the computation.
   """
 
-  features: int
-  kernel_size: int = 1
-  stride: int = 1
-  use_bias: bool = False
-  kernel_init: Any = conv_init
-  dtype: Dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features)."""
-    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-    x = x.astype(self.dtype)
-    if self.kernel_size == 1 and self.stride == 1:
-      x = x @ kernel[0, 0]
-    else:
-      x = conv(x, kernel, self.stride)
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-      x = x + bias.astype(self.dtype)
-    return x
-
-
-class DepthwiseConv(nn.Module):
-  """Depthwise convolution.
-
-  Attributes:
-    kernel_size: odd.
-    stride: along both axes.
-    use_bias: whether a bias is added.
-    dtype: of the computation.
-  """
-
-  kernel_size: int = 3
-  stride: int = 1
-  use_bias: bool = False
-  dtype: Dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C)."""
-    channels = x.shape[-1]
-    shape = (self.kernel_size, self.kernel_size, 1, channels)
-    kernel = self.param("kernel", depthwise_init, shape, jnp.float32).astype(self.dtype)
-    x = depthwise_conv(x.astype(self.dtype), kernel, self.stride)
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-      x = x + bias.astype(self.dtype)
-    return x
-
-
-class ConvNorm(nn.Module):
-  """Convolution without bias, batch normalisation, and (by default) hardswish.
-
-  Attributes:
-    features: output channels.
-    kernel_size: odd.
-    stride: along both axes.
-    activate: whether hardswish follows.
-    dtype: of the computation.
-  """
-
-  features: int
-  kernel_size: int = 1
-  stride: int = 1
-  activate: bool = True
+  stride: int
+  form: Form = Form()
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features)."""
-    x = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="conv")(x)
-    x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
-    return nn.hard_swish(x) if self.activate else x
+    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C)."""
+    if self.form.cluster == "window_softmax":
+      x = WindowSoftmax(self.stride, self.dtype, name="window")(x)
+    else:
+      x = DepthwiseConv(stride=self.stride, dtype=self.dtype, name="depthwise")(x)
+    return ConvNorm(x.shape[-1], dtype=self.dtype, name="pointwise")(x, train)
 
 
-class Cluster(nn.Module):
-  """Patch embedding: clusters pixels into prototypes (equation 1 of the paper, as released).
-
-  The paper's local clustering is a convolution in the released code: depthwise 3x3, pointwise,
-  normalisation, hardswish.
+class WindowSoftmax(nn.Module):
+  """Mean of each 3x3 window, weighted per head by the softmax of a learned score of its pixels.
 
   Attributes:
-    stride: pixels per prototype along each axis.
-    dtype: of the computation.
+    stride: between windows.
+    dtype: of the computation; the softmax is float32.
   """
 
   stride: int
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C)."""
-    x = DepthwiseConv(stride=self.stride, dtype=self.dtype, name="depthwise")(x)
-    return ConvNorm(x.shape[-1], dtype=self.dtype, name="pointwise")(x, train)
+    scores = nn.Dense(HEADS, dtype=self.dtype, name="score")(x).astype(jnp.float32)
+    inside = jnp.zeros((1, *x.shape[1:3], 1), jnp.float32)
+    inside = jnp.stack(windows(inside, 3, self.stride, fill=-np.inf))
+    weights = nn.softmax(jnp.stack(windows(scores, 3, self.stride)) + inside, axis=0)
+    pixels = windows(x.astype(self.dtype), 3, self.stride)
+    pixels = [einops.rearrange(tap, "b h w (n d) -> b h w n d", n=HEADS) for tap in pixels]
+    mean = sum(
+      weight[..., None].astype(self.dtype) * tap
+      for weight, tap in zip(weights, pixels, strict=True)
+    )
+    return einops.rearrange(mean, "b h w n d -> b h w (n d)")
 
 
 class PixelDescriptor(nn.Module):
@@ -168,25 +152,42 @@ class PixelDescriptor(nn.Module):
 class FrequencyFilters(nn.Module):
   """The dynamic high-pass and low-pass filters of the values, shared by the blocks of a stage.
 
-  High-pass: depthwise convolutions of 3x3, 5x5 and 7x7 on 2, 3 and 3 of the 8 heads. Low-pass:
-  the channels' quarters averaged on grids of 1, 2, 3 and 6 cells a side, resized back, rectified.
+  High-pass: depthwise convolutions of 3x3, 5x5 and 7x7 on 2, 3 and 3 of the 8 heads, multiplied by
+  the query. Low-pass: the channels' quarters averaged on grids of 1, 2, 3 and 6 cells a side,
+  resized back, rectified.
 
   Attributes:
-    dtype: of the computation.
+    form: `filter_mode` and `lowpass_relu` are read.
+    dtype: of the computation; transforms are float32.
   """
 
+  form: Form = Form()
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(B, h, w, C) -> high-pass and low-pass parts, both (B, h, w, C)."""
-    width = values.shape[-1] // HEADS
-    heads = jnp.split(values, np.cumsum(HIGHPASS_HEADS)[:-1] * width, axis=-1)
+  def __call__(self, query: jax.Array, values: jax.Array) -> jax.Array:
+    """`query * highpass(values) + lowpass(values)`, all (B, h, w, C)."""
+    channels, mode = values.shape[-1], self.form.filter_mode
+    if mode == "vanilla":
+      shape = (VANILLA_GRID[0], VANILLA_GRID[1] // 2 + 1, channels)
+      init = nn.initializers.normal(0.02)
+      factors = [self.param(f"vanilla_{part}", init, shape) for part in ("real", "imaginary")]
+      return fourier.learned_filter(values, *factors)
+
+    heads = jnp.split(values, np.cumsum(HIGHPASS_HEADS)[:-1] * (channels // HEADS), axis=-1)
+    formulation = "circular" if mode in ("fft_circular", "fft_ideal") else mode
     high = [
-      DepthwiseConv(size, use_bias=True, dtype=self.dtype, name=f"highpass_{size}")(part)
+      DepthwiseConv(
+        size, use_bias=True, formulation=formulation, dtype=self.dtype, name=f"highpass_{size}"
+      )(part)
       for size, part in zip(HIGHPASS_KERNELS, heads, strict=True)
     ]
-    return jnp.concatenate(high, axis=-1), nn.relu(pooled_low_pass(values))
+    if mode == "fft_ideal":
+      low = fourier.ideal_low_pass(values, LOWPASS_SIZES)
+    else:
+      low = pooled_low_pass(values)
+    low = nn.relu(low) if self.form.lowpass_relu else low
+    return query * jnp.concatenate(high, axis=-1) + low
 
 
 def pooled_low_pass(values: jax.Array) -> jax.Array:
@@ -206,7 +207,9 @@ def pooled_low_pass(values: jax.Array) -> jax.Array:
   return jnp.concatenate(parts, axis=-1)
 
 
-def frequency_similarity(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def frequency_similarity(
+  query: jax.Array, key: jax.Array, value: jax.Array, spectral: bool = False
+) -> jax.Array:
   """The frequency similarity kernel applied to the queries: `q (softmax(k)^T v) / sqrt(d)`.
 
   The softmax runs over the tokens; the kernel is d x d per head, so the cost is linear in N.
@@ -215,6 +218,7 @@ def frequency_similarity(query: jax.Array, key: jax.Array, value: jax.Array) -> 
     query: (B, h, w, C); C is split into 8 heads of d channels.
     key: like `query`.
     value: like `query`.
+    spectral: sum over frequencies instead of tokens, which by Parseval's theorem is the same.
 
   Returns:
     (B, h, w, C).
@@ -223,7 +227,10 @@ def frequency_similarity(query: jax.Array, key: jax.Array, value: jax.Array) -> 
   rows, cols, channels = query.shape[1:]
   query, key, value = (einops.rearrange(x, split, n=HEADS) for x in (query, key, value))
   weights = nn.softmax(key.astype(jnp.float32), axis=2).astype(value.dtype)
-  kernel = jnp.einsum("bnkd,bnke->bnde", weights, value)
+  if spectral:
+    kernel = fourier.frequency_similarity_kernel(weights, value, (rows, cols)).astype(value.dtype)
+  else:
+    kernel = jnp.einsum("bnkd,bnke->bnde", weights, value)
   mixed = jnp.einsum("bnkd,bnde->bnke", query, kernel) * (channels // HEADS) ** -0.5
   return einops.rearrange(mixed, "b n (h w) d -> b h w (n d)", h=rows, w=cols)
 
@@ -242,13 +249,13 @@ class AdaptiveFrequencyFilter(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, filters: FrequencyFilters) -> jax.Array:
     """(B, h, w, C) -> (B, h, w, C)."""
+    spectral = filters.form.filter_mode == "fft"
     channels = x.shape[-1]
     dense = lambda features, name: nn.Dense(  # noqa: E731
       features, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype, name=name
     )
     query, key, value = jnp.split(dense(3 * channels, "qkv")(x), 3, axis=-1)
-    high, low = filters(value)
-    mixed = frequency_similarity(query, key, value) + query * high + low
+    mixed = frequency_similarity(query, key, value, spectral) + filters(query, value)
     return dense(channels, "proj")(mixed)
 
 
@@ -279,17 +286,24 @@ class Block(nn.Module):
 
   Attributes:
     drop_path: rate of both residual branches.
+    form: of the filters, if they are the block's own.
     dtype: of the computation.
   """
 
   drop_path: float = 0.0
+  form: Form = Form()
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, position: DepthwiseConv, filters: FrequencyFilters, train: bool
+    self, x: jax.Array, position: DepthwiseConv, filters: FrequencyFilters | None, train: bool
   ) -> jax.Array:
-    """(B, h, w, C) -> (B, h, w, C); `position` and `filters` belong to the stage."""
+    """(B, h, w, C) -> (B, h, w, C); `position` and `filters` belong to the stage.
+
+    Without `filters` the block has its own.
+    """
+    if filters is None:
+      filters = FrequencyFilters(self.form, self.dtype, name="filters")
     norm = lambda name: nn.LayerNorm(  # noqa: E731
       epsilon=1e-6, use_fast_variance=False, dtype=self.dtype, name=name
     )
@@ -307,31 +321,37 @@ class Stage(nn.Module):
     features: output channels.
     strides: of the pixel grid and of the prototype grid after it.
     drop_paths: rate of each block; empty for the first stage, which has no prototypes.
+    form: how clustering, filters and restoring are realised.
     dtype: of the computation.
   """
 
   features: int
   strides: tuple[int, int]
   drop_paths: tuple[float, ...]
+  form: Form = Form()
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(B, H, W, C) -> (B, ceil(H / strides[0]), ceil(W / strides[0]), features)."""
-    pixels = Cluster(self.strides[0], self.dtype, name="cluster_0")(x, train)
-    prototypes = Cluster(self.strides[1], self.dtype, name="cluster_1")(pixels, train)
+    pixels = Cluster(self.strides[0], self.form, self.dtype, name="cluster_0")(x, train)
+    prototypes = Cluster(self.strides[1], self.form, self.dtype, name="cluster_1")(pixels, train)
     descriptor = PixelDescriptor(self.dtype, name="descriptor")
     if not self.drop_paths:
       restored = descriptor(pixels + prototypes, train)
     else:
       position = DepthwiseConv(use_bias=True, dtype=self.dtype, name="position")
-      filters = FrequencyFilters(self.dtype, name="filters")
+      filters = None
+      if self.form.share_filters:
+        filters = FrequencyFilters(self.form, self.dtype, name="filters")
       for index, rate in enumerate(self.drop_paths):
-        block = Block(rate, self.dtype, name=f"block_{index}")
+        block = Block(rate, self.form, self.dtype, name=f"block_{index}")
         prototypes = block(prototypes, position, filters, train)
-      restored = descriptor(pixels, train) + resize_bilinear(
-        prototypes, pixels.shape[1:3], align_corners=True
-      )
+      upsampled = resize_bilinear(prototypes, pixels.shape[1:3], align_corners=True)
+      if self.form.restore == "joint":
+        restored = descriptor(pixels + upsampled, train)
+      else:
+        restored = descriptor(pixels, train) + upsampled
     return ConvNorm(self.features, dtype=self.dtype, name="aggregate")(restored, train)
 
 
@@ -343,6 +363,7 @@ class Backbone(nn.Module):
     depths: transformer blocks of each stage.
     drop_path: rate of the last block; the others' grow linearly from 0.
     remat: compute each stage again in the backward pass instead of keeping its activations.
+    form: how the stages are realised.
     dtype: of the computation.
   """
 
@@ -350,6 +371,7 @@ class Backbone(nn.Module):
   depths: tuple[int, int, int, int]
   drop_path: float = 0.0
   remat: bool = False
+  form: Form = Form()
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -367,6 +389,7 @@ class Backbone(nn.Module):
         (*self.widths[1:], self.widths[-1])[index],
         strides,
         tuple(float(rate) for rate in rates[index][: self.depths[index]]),
+        self.form,
         self.dtype,
         name=f"stage_{index}",
       )(x, train)
@@ -375,7 +398,10 @@ class Backbone(nn.Module):
 
 
 class Head(nn.Module):
-  """Squeeze, normalise, classify.
+  """Squeeze, normalise, classify: the official head.
+
+  The official head also has a layer that is never called, `align`. It is kept in the collection
+  "unused", so that official weights survive a round trip.
 
   Attributes:
     num_classes: output channels.
@@ -389,16 +415,47 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """(B, h, w, 216) -> logits float32 (B, h, w, num_classes)."""
+    """(B, h, w, C) -> logits float32 (B, h, w, num_classes)."""
+    if self.is_initializing():
+      self.variable("unused", "align", self._align)
     x = Conv(256, dtype=self.dtype, name="squeeze")(x)
     x = nn.GroupNorm(32, epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="norm")(x)
     x = nn.relu(x)
     x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
-    init = nn.initializers.normal(0.01)
-    x = Conv(self.num_classes, use_bias=True, kernel_init=init, dtype=self.dtype, name="classify")(
-      x
-    )
-    return x.astype(jnp.float32)
+    return classifier(self.num_classes, self.dtype)(x).astype(jnp.float32)
+
+  def _align(self) -> dict[str, dict[str, jax.Array]]:
+    kernel = conv_init(self.make_rng("params"), (1, 1, 256, 256))
+    return {"conv": {"kernel": kernel}, "norm": {"scale": jnp.ones(256), "bias": jnp.zeros(256)}}
+
+
+class LinearHead(nn.Module):
+  """The paper's head-free form: one linear layer, for every position or for the whole image.
+
+  Attributes:
+    num_classes: output channels.
+    whole_image: classify the mean over all positions, as for pretraining on ImageNet.
+    dtype: of the computation.
+  """
+
+  num_classes: int
+  whole_image: bool = False
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """(B, h, w, C) -> logits float32 (B, h, w, num_classes) or (B, num_classes)."""
+    del train
+    if self.whole_image:
+      x = jnp.mean(x, axis=(1, 2), keepdims=True)
+    x = classifier(self.num_classes, self.dtype)(x).astype(jnp.float32)
+    return x[:, 0, 0] if self.whole_image else x
+
+
+def classifier(num_classes: int, dtype: Dtype) -> Conv:
+  """The last layer of every head."""
+  init = nn.initializers.normal(0.01)
+  return Conv(num_classes, use_bias=True, kernel_init=init, dtype=dtype, name="classify")
 
 
 class AFFormer(nn.Module):
@@ -408,45 +465,78 @@ class AFFormer(nn.Module):
     widths: channels entering each stage.
     depths: transformer blocks of each stage.
     num_classes: classes.
+    in_channels: channels of the images.
     features_only: return the four stages' features instead of logits.
+    head: "official"; "linear": one linear layer; "image": one for the whole image's mean feature.
     drop_path: stochastic-depth rate of the last block.
-    dropout: rate of dropped channels in the head.
+    dropout: rate of dropped channels in the official head.
     remat: compute each stage again in the backward pass instead of keeping its activations.
+    filter_mode: see `Form`, like the next four.
+    lowpass_relu: see `Form`.
+    share_filters: see `Form`.
+    cluster: see `Form`.
+    restore: see `Form`.
     dtype: of the computation; parameters, statistics and logits are float32.
   """
 
   widths: tuple[int, int, int, int]
   depths: tuple[int, int, int, int]
   num_classes: int = 150
+  in_channels: int = 3
   features_only: bool = False
+  head: str = "official"
   drop_path: float = 0.0
   dropout: float = 0.1
   remat: bool = False
+  filter_mode: str = "auto"
+  lowpass_relu: bool = True
+  share_filters: bool = True
+  cluster: str = "conv"
+  restore: str = "add"
   dtype: Dtype = jnp.float32
+
+  def form(self) -> Form:
+    """How the stages are realised."""
+    return Form(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Form)})
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> Any:
     """Segments images.
 
     Args:
-      images: (B, H, W, 3) float32, normalised; H and W at least 32.
+      images: (B, H, W, in_channels) float32, normalised; H and W at least 32.
       train: whether batch statistics, dropout and stochastic depth are those of training.
 
     Returns:
-      Logits float32 (B, ceil(H/8), ceil(W/8), num_classes), or the features of the four stages.
+      Logits float32 (B, ceil(H/8), ceil(W/8), num_classes), (B, num_classes) with the head "image",
+      or the features of the four stages.
 
     Raises:
-      UserError: if an image is smaller than 32x32.
+      UserError: if an image is smaller than 32x32 or has other channels.
     """
+    if images.ndim != 4 or images.shape[-1] != self.in_channels:
+      raise UserError(
+        f"images are {images.shape}; expected (batch, rows, columns, {self.in_channels})."
+      )
     if min(images.shape[1:3]) < 32:
       raise UserError(f"images are {images.shape[1]}x{images.shape[2]}; 32x32 is the least.")
     backbone = Backbone(
-      self.widths, self.depths, self.drop_path, self.remat, self.dtype, name="backbone"
+      self.widths,
+      self.depths,
+      self.drop_path,
+      self.remat,
+      self.form(),
+      self.dtype,
+      name="backbone",
     )
     features = backbone(images, train)
     if self.features_only:
       return features
-    return Head(self.num_classes, self.dropout, self.dtype, name="head")(features[-1], train)
+    if self.head == "official":
+      head = Head(self.num_classes, self.dropout, self.dtype, name="head")
+    else:
+      head = LinearHead(self.num_classes, self.head == "image", self.dtype, name="head")
+    return head(features[-1], train)
 
 
 _VARIANTS = {
@@ -458,5 +548,10 @@ _VARIANTS = {
 
 def create(name: str, **fields: Any) -> AFFormer:
   """Creates `afformer_{tiny,small,base}`, or with `_fft` the model whose filters are spectral."""
-  size = name.removeprefix("afformer_").removesuffix("_fft")
-  return build(AFFormer, name, _VARIANTS[size], fields)
+  variant = _VARIANTS[name.removeprefix("afformer_").removesuffix("_fft")]
+  if name.endswith("_fft"):
+    variant = {**variant, "filter_mode": "fft_ideal"}
+  model = build(AFFormer, name, variant, fields)
+  model.form()  # checks its fields now, and not when the model is first used
+  _require_one_of("head", model.head, HEAD_KINDS)
+  return model

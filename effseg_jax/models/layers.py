@@ -2,13 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from effseg_jax.ops import fourier
+from effseg_jax.ops.conv import conv, depthwise_conv
 
 Dtype = Any
+
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def depthwise_init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
+  """Normal with the official variance `2 / (k k)`: fan-out over the groups, one channel each."""
+  return jax.random.normal(key, shape, dtype) * np.sqrt(2.0 / (shape[0] * shape[1]))
+
+
+class Conv(nn.Module):
+  """Convolution; 1x1 as a matrix product.
+
+  Attributes:
+    features: output channels.
+    kernel_size: odd.
+    stride: along both axes.
+    use_bias: whether a bias is added.
+    kernel_init: initialiser of the kernel.
+    dtype: of the computation.
+  """
+
+  features: int
+  kernel_size: int = 1
+  stride: int = 1
+  use_bias: bool = False
+  kernel_init: Any = conv_init
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features)."""
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+    x = x.astype(self.dtype)
+    if self.kernel_size == 1 and self.stride == 1:
+      x = x @ kernel[0, 0]
+    else:
+      x = conv(x, kernel, self.stride)
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+      x = x + bias.astype(self.dtype)
+    return x
+
+
+class DepthwiseConv(nn.Module):
+  """Depthwise convolution.
+
+  Attributes:
+    kernel_size: odd.
+    stride: along both axes.
+    use_bias: whether a bias is added.
+    formulation: of the convolution, see `ops.conv.depthwise_conv`; or "circular": borders wrap.
+    dtype: of the computation.
+  """
+
+  kernel_size: int = 3
+  stride: int = 1
+  use_bias: bool = False
+  formulation: str = "auto"
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C)."""
+    channels = x.shape[-1]
+    shape = (self.kernel_size, self.kernel_size, 1, channels)
+    kernel = self.param("kernel", depthwise_init, shape, jnp.float32).astype(self.dtype)
+    x = x.astype(self.dtype)
+    if self.formulation == "circular":
+      x = fourier.depthwise_conv_circular(x, kernel)
+    else:
+      x = depthwise_conv(x, kernel, self.stride, self.formulation)
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+      x = x + bias.astype(self.dtype)
+    return x
 
 
 class BatchNorm(nn.Module):
@@ -51,6 +132,31 @@ class BatchNorm(nn.Module):
       running_var.value += self.momentum * (unbiased - running_var.value)
     inverse = scale * jax.lax.rsqrt(var + self.epsilon)
     return ((x - mean) * inverse + bias).astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+  """Convolution without bias, batch normalisation, and (by default) hardswish.
+
+  Attributes:
+    features: output channels.
+    kernel_size: odd.
+    stride: along both axes.
+    activate: whether hardswish follows.
+    dtype: of the computation.
+  """
+
+  features: int
+  kernel_size: int = 1
+  stride: int = 1
+  activate: bool = True
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features)."""
+    x = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="conv")(x)
+    x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
+    return nn.hard_swish(x) if self.activate else x
 
 
 class DropPath(nn.Module):

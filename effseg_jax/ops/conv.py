@@ -88,13 +88,11 @@ def depthwise_conv_shifts(x: jax.Array, kernel: jax.Array, stride: int = 1) -> j
   XLA's grouped convolution is up to 50 times slower on the CPU. The gradient that follows from
   this form keeps or copies every shifted window, which is why `depthwise_conv` has its own.
   """
-  padded, size = _pad_same(x, kernel), _output_size(x, stride)
-  taps = [
-    _tap(padded, i, j, size, stride) * kernel[i, j, 0]
-    for i in range(kernel.shape[0])
-    for j in range(kernel.shape[1])
+  weights = kernel.reshape(-1, kernel.shape[-1])
+  products = [
+    tap * weight for tap, weight in zip(windows(x, kernel.shape[0], stride), weights, strict=True)
   ]
-  return sum(taps[1:], start=taps[0])
+  return sum(products[1:], start=products[0])
 
 
 def _choose(formulation: str, purpose: str, kernel: jax.Array, stride: int) -> str:
@@ -140,13 +138,9 @@ def _kernel_gradient_by_taps(
 ) -> jax.Array:
   """One sum over positions per tap, float32 (k, k, 1, C)."""
   # The barrier keeps the compiler from sharing (and so storing) the forward pass's windows.
-  padded, size = _pad_same(jax.lax.optimization_barrier(x), kernel), cotangent.shape[1:3]
-  taps = [
-    jnp.sum((_tap(padded, i, j, size, stride) * cotangent).astype(jnp.float32), axis=(0, 1, 2))
-    for i in range(kernel.shape[0])
-    for j in range(kernel.shape[1])
-  ]
-  return jnp.stack(taps).reshape(kernel.shape)
+  taps = windows(jax.lax.optimization_barrier(x), kernel.shape[0], stride)
+  sums = [jnp.sum((tap * cotangent).astype(jnp.float32), axis=(0, 1, 2)) for tap in taps]
+  return jnp.stack(sums).reshape(kernel.shape)
 
 
 def _onto_input_grid(cotangent: jax.Array, x: jax.Array, stride: int) -> jax.Array:
@@ -156,6 +150,24 @@ def _onto_input_grid(cotangent: jax.Array, x: jax.Array, stride: int) -> jax.Arr
   return jax.lax.pad(cotangent, jnp.zeros((), cotangent.dtype), spread)
 
 
+def windows(x: jax.Array, size: int, stride: int = 1, fill: float = 0.0) -> list[jax.Array]:
+  """The pixels that each position of a window meets, padded like `conv`.
+
+  Args:
+    x: (B, H, W, C).
+    size: k, odd.
+    stride: between windows.
+    fill: value of the padding.
+
+  Returns:
+    k*k arrays (B, ceil(H / stride), ceil(W / stride), C), row by row.
+  """
+  padding = (size // 2, size // 2)
+  padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=fill)
+  output = _output_size(x, stride)
+  return [_tap(padded, i, j, output, stride) for i in range(size) for j in range(size)]
+
+
 def _tap(padded: jax.Array, i: int, j: int, size: tuple[int, int], stride: int) -> jax.Array:
   """The window of a padded array that the kernel's element (i, j) meets."""
   rows, cols = size
@@ -163,10 +175,6 @@ def _tap(padded: jax.Array, i: int, j: int, size: tuple[int, int], stride: int) 
   return jax.lax.slice(
     padded, (0, i, j, 0), (padded.shape[0], *end, padded.shape[3]), (1, stride, stride, 1)
   )
-
-
-def _pad_same(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return jnp.pad(x, ((0, 0), *_same_padding(kernel), (0, 0)))
 
 
 def _output_size(x: jax.Array, stride: int) -> tuple[int, int]:

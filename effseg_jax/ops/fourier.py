@@ -147,29 +147,6 @@ def ideal_low_pass(x: jax.Array, cutoffs: Sequence[int]) -> jax.Array:
   return _irfft2(_rfft2(x, size) * masks, size).astype(x.dtype)
 
 
-def filter_bank(
-  x: jax.Array, kernels: Sequence[jax.Array], cutoffs: Sequence[int]
-) -> tuple[jax.Array, jax.Array]:
-  """Circular high-pass kernels and ideal low-pass masks on one spectrum.
-
-  One transform there, and one back for both filters together.
-
-  Args:
-    x: (B, H, W, C).
-    kernels: (k_i, k_i, 1, C_i) for consecutive channels; the C_i add up to C.
-    cutoffs: see `ideal_low_pass`.
-
-  Returns:
-    The high-pass and the low-pass part, both (B, H, W, C) of x's dtype.
-  """
-  size, channels = (x.shape[1], x.shape[2]), x.shape[-1]
-  spectrum = _rfft2(x, size)
-  high = jnp.concatenate([kernel_spectrum(kernel, size) for kernel in kernels], axis=-1)
-  low = low_pass_masks(size, channels, cutoffs)
-  both = _irfft2(jnp.concatenate([spectrum * high, spectrum * low], axis=-1), size)
-  return both[..., :channels].astype(x.dtype), both[..., channels:].astype(x.dtype)
-
-
 def learned_filter(x: jax.Array, real: jax.Array, imaginary: jax.Array) -> jax.Array:
   """The vanilla frequency filter: a learned complex factor per frequency and channel.
 
@@ -193,26 +170,31 @@ def learned_filter(x: jax.Array, real: jax.Array, imaginary: jax.Array) -> jax.A
   return _irfft2(_rfft2(x, size) * factors[None], size).astype(x.dtype)
 
 
-def frequency_similarity_kernel(weights: jax.Array, values: jax.Array) -> jax.Array:
+def frequency_similarity_kernel(
+  weights: jax.Array, values: jax.Array, size: tuple[int, int]
+) -> jax.Array:
   """`sum over tokens of weights^T values` evaluated on spectra, by Parseval (section 7.1).
 
   Args:
-    weights: (B, H, W, n, d), softmax over the tokens.
-    values: (B, H, W, n, e).
+    weights: (B, n, H * W, d), softmax over the tokens.
+    values: (B, n, H * W, e).
+    size: (H, W).
 
   Returns:
     float32 (B, n, d, e).
   """
-  size = weights.shape[1], weights.shape[2]
-  spectra = [
-    jnp.fft.rfft2(x.astype(jnp.float32), axes=_AXES, norm="ortho") for x in (weights, values)
-  ]
+
+  def spectrum(tokens: jax.Array) -> jax.Array:
+    grid = tokens.astype(jnp.float32).reshape(*tokens.shape[:2], *size, tokens.shape[-1])
+    return jnp.fft.rfft2(grid, axes=(2, 3), norm="ortho")
+
   # The half plane stands for both: its inner columns count twice.
   columns = np.full(size[1] // 2 + 1, 2.0, np.float32)
   columns[0] = 1.0
   if size[1] % 2 == 0:
     columns[-1] = 1.0
-  return jnp.einsum("v,buvnd,buvne->bnde", columns, jnp.conj(spectra[0]), spectra[1]).real
+  weighted = jnp.conj(spectrum(weights)) * columns[:, None]
+  return jnp.einsum("bnuvd,bnuve->bnde", weighted, spectrum(values)).real
 
 
 def _padded_size(x: jax.Array, kernel_shape: Sequence[int]) -> tuple[int, int]:

@@ -20,28 +20,30 @@ from effseg_jax.weights.table import Row
 PARTS = {"backbone": ("stem.", "patch_embed_stages.", "mhca_stages.")}
 
 
-def example_inputs() -> tuple[jax.ShapeDtypeStruct, ...]:
-  """Arguments that every variant takes: no parameter's shape depends on the image's size."""
-  return (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),)
+def example_inputs(model: AFFormer) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Arguments of a model, of any size: no parameter's shape depends on it."""
+  return (jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), jnp.float32),)
 
 
 def rows(model: AFFormer, paths: Collection[str]) -> list[Row]:
   """The official state dict of a model.
 
   Args:
-    model: gives the number of blocks.
-    paths: the model's own variables, `collection/module/.../leaf`; what the official model has and
-      this one lacks is left out (classifier and filters of the variants that have others), but for
-      the dead layer, which a file holds whatever we do with it.
+    model: gives the number of blocks and the kind of head.
+    paths: the model's own variables, `collection/module/.../leaf`; official tensors that a variant
+      lacks (its filters or its head are others) are left out.
 
   Returns:
     The rows in the official order.
   """
-  listed = [row for row in _rows(model) if row.dead or not row.path or row.path in paths]
-  modules = {row.name.rpartition(".")[0] for row in listed if row.path}
-  has_head = any(row.name.startswith("decode_head.") and not row.dead for row in listed)
+  listed = list(_rows(model))
+  if model.head != "official":  # its classifier has another input than the official `conv_seg`
+    listed = [row for row in listed if not row.name.startswith("decode_head.")]
+  modules = {row.name.rpartition(".")[0] for row in listed if row.path in paths}
   return [
-    row for row in listed if row.name.rpartition(".")[0] in modules and (has_head or not row.dead)
+    row
+    for row in listed
+    if row.path in paths or (not row.path and row.name.rpartition(".")[0] in modules)
   ]
 
 

@@ -29,7 +29,7 @@ from effseg_jax.weights.table import Row
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Class of a model -> module with `PARTS`, `example_inputs()` and `rows(model, paths)`.
+# Class of a model -> module with `PARTS`, `example_inputs(model)` and `rows(model, paths)`.
 _NAMES = {"effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer"}
 
 
@@ -63,7 +63,8 @@ def load_weights(
     )
   shapes = variable_shapes(model)
   if not isinstance(source, Mapping) and _has_card(Path(source)):
-    return _load_own(read_bundle(source)[0], shapes, str(source), partial)
+    arrays = {**_dead_zeros(names.rows(model, shapes), shapes), **read_bundle(source)[0]}
+    return _load_own(arrays, shapes, str(source), partial)
   if isinstance(source, Mapping):
     origin, tensors = "the given mapping", tensors_by_name(source)
   else:
@@ -80,7 +81,7 @@ def load_weights(
     {
       row.path: table.to_ours(np.asarray(tensors[row.name]), row.layout)
       for row in rows
-      if row.path in shapes and not row.canonical
+      if row.path and not row.canonical
     },
     sep="/",
   )
@@ -105,21 +106,18 @@ def export_weights(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, 
   rows = _names_of(model).rows(model, shapes)
   arrays = flatten_dict(jax.device_get(dict(variables)), sep="/")
   arrays = {path: np.asarray(array) for path, array in arrays.items()}
-  for row in rows:
-    if row.dead and row.path in shapes:
-      arrays.setdefault(row.path, np.zeros(shapes[row.path], np.float32))
+  arrays = {**_dead_zeros(rows, shapes), **arrays}
   _check_own(arrays, shapes, "the variables")
   unnamed = sorted(set(arrays) - {row.path for row in rows})
   if unnamed:
     raise UserError(
-      f"this variant cannot be exported: the official model has no {_listing(unnamed)}"
+      f"this variant cannot be exported: the official model has no {', '.join(unnamed)}."
     )
   return {
     row.name: table.to_official(arrays[row.path], row.layout)
     if row.path
     else np.zeros((), np.int64)
     for row in rows
-    if not row.path or row.path in arrays
   }
 
 
@@ -130,7 +128,7 @@ def variable_shapes(model: nn.Module) -> Shapes:
   Raises:
     UserError: if the model's class has no official weights.
   """
-  inputs = _names_of(model).example_inputs()
+  inputs = _names_of(model).example_inputs(model)
   # Shapes do not depend on the platform, and this one's formulations are the shortest to trace.
   with target_platform("gpu"):
     tree = jax.eval_shape(
@@ -168,8 +166,6 @@ def _check_fit(
   """Compares official tensors with what a model takes; raises one error with all differences."""
   missing, wrong, differing = [], [], []
   for row in rows:
-    if row.path and row.path not in shapes:
-      continue  # a dead layer, of a model that does not keep it
     if row.name not in tensors:
       if row.path:  # PyTorch itself does without the counters, which old files lack
         missing.append(row.name)
@@ -193,7 +189,18 @@ def _check_fit(
     inside = (f"{part}.", f"params/{part}/", f"batch_stats/{part}/")
     if fits and not any(line.startswith(inside) for line in (*missing, *unexpected, *wrong)):
       hint = f' The {part} fits: partial="{part}" loads it alone.'
-  _raise_differences(origin, missing, unexpected, wrong, differing, hint)
+  groups = {
+    "missing": missing,
+    "unexpected": unexpected,
+    "of the wrong shape or type": wrong,
+    "copies of shared tensors that differ": differing,
+  }
+  _raise_differences(origin, groups, hint)
+
+
+def _dead_zeros(rows: Collection[Row], shapes: Shapes) -> dict[str, np.ndarray]:
+  """Stands for layers that are never used, where a training run or a bundle did not keep them."""
+  return {row.path: np.zeros(shapes[row.path], np.float32) for row in rows if row.dead}
 
 
 def _load_own(
@@ -214,7 +221,8 @@ def _check_own(arrays: Mapping[str, np.ndarray], shapes: Shapes, origin: str) ->
     if path in arrays and arrays[path].shape != shape
   ]
   missing, unexpected = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
-  _raise_differences(origin, missing, unexpected, wrong, [], "")
+  groups = {"missing": missing, "unexpected": unexpected, "of the wrong shape": wrong}
+  _raise_differences(origin, groups)
 
 
 def _part_of(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -233,24 +241,8 @@ def _has_card(path: Path) -> bool:
     return False
 
 
-def _raise_differences(
-  origin: str,
-  missing: Collection[str],
-  unexpected: Collection[str],
-  wrong: Collection[str],
-  differing: Collection[str],
-  hint: str,
-) -> None:
-  groups = {
-    "missing": missing,
-    "unexpected": unexpected,
-    "wrong shape or type": wrong,
-    "copies of a shared tensor that differ": differing,
-  }
-  found = [f"{len(names)} {what}: {_listing(names)}" for what, names in groups.items() if names]
+def _raise_differences(origin: str, groups: Mapping[str, Collection[str]], hint: str = "") -> None:
+  """Raises the one error, if any group (what is the matter -> tensors) has a member."""
+  found = [f"{len(names)} {what}: {', '.join(names)}" for what, names in groups.items() if names]
   if found:
     raise UserError(f"{origin} does not fit the model; {'; '.join(found)}.{hint}")
-
-
-def _listing(names: Collection[str]) -> str:
-  return ", ".join(names)

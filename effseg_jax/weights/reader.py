@@ -27,6 +27,7 @@ SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _WRAPPERS = ("state_dict", "model")
+_LARGEST_EXPANSION = 1 << 24  # elements; with strides of 0 a small file could fill the memory
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -73,11 +74,9 @@ def tensors_by_name(content: Any) -> dict[str, np.ndarray]:
   Raises:
     UserError: if there is no tensor in it.
   """
-  while isinstance(content, Mapping):
-    inner = next((content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
-    if inner is None:
-      break
-    content = inner
+  for _ in range(3):  # few wrappers, for a pickle can hold a dictionary that holds itself
+    wrapped = content if isinstance(content, Mapping) else {}
+    content = next((wrapped[k] for k in _WRAPPERS if isinstance(wrapped.get(k), Mapping)), content)
   if not isinstance(content, Mapping):
     raise UserError(f"holds a {type(content).__name__}; expected a dictionary of named tensors.")
   tensors = {
@@ -262,6 +261,8 @@ class _Tensor:
     last = self.offset + sum(
       (n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)
     )
+    if math.prod(self.shape) > max(flat.size, _LARGEST_EXPANSION):
+      raise ValueError(f"a tensor of shape {self.shape} repeats a storage of {flat.size}")
     if last >= flat.size:
       raise ValueError(f"a tensor of shape {self.shape} ends beyond its storage of {flat.size}")
     window = np.lib.stride_tricks.as_strided(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
 from effseg_jax.errors import UserError, suggestion
 
-# Name -> module with `open_split(root, split, **options)`.
+# Name -> module with `open_split(root, split, **options)`, or "module:function" of that signature.
 DATASETS = {
+  "synthetic": "input_pipeline.datasets.synthetic",
+  "folder": "input_pipeline.datasets.folder",
   "camvid": "input_pipeline.datasets.camvid",
+  "ade20k": "input_pipeline.datasets.ade20k",
+  "cityscapes": "input_pipeline.datasets.cityscapes",
+  "coco_stuff_10k": "input_pipeline.datasets.coco_stuff:open_10k",
+  "coco_stuff_164k": "input_pipeline.datasets.coco_stuff:open_164k",
+  "imagenet": "input_pipeline.datasets.imagenet",
 }
 
 
@@ -28,10 +36,19 @@ def open_dataset(name: str, *, root: str | Path | None = None, split: str, **opt
     `image_size(i)`; for segmentation also `palette` and `ignore_label`.
 
   Raises:
-    UserError: for an unknown name or split, or a missing folder (with the expected tree).
+    UserError: for an unknown name, split or option, or a missing folder (with the expected tree).
   """
   if name not in DATASETS:
     raise UserError(
       f"data.name is {name!r}; expected one of {', '.join(DATASETS)}.{suggestion(name, DATASETS)}"
     )
-  return importlib.import_module(DATASETS[name]).open_split(root, split, **options)
+  module, _, function = DATASETS[name].partition(":")
+  opener = getattr(importlib.import_module(module), function or "open_split")
+  known = list(inspect.signature(opener).parameters)[2:]
+  for option in options:
+    if option not in known:
+      raise UserError(
+        f"data.options.{option} means nothing to {name}; its options: {', '.join(known) or 'none'}."
+        f"{suggestion(option, known)}"
+      )
+  return opener(root, split, **options)

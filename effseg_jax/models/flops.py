@@ -1,0 +1,183 @@
+"""Parameters and multiply-accumulates of a model, counted on the traced computation.
+
+Two conventions are in use, and both count one multiply-accumulate as one (XLA's cost analysis
+counts two):
+
+* *products*: convolutions, linear layers and the matrix products of attention;
+* *published*: the totals of fvcore's `FlopCountAnalysis`, which are the GFLOPs of the paper. To the
+  products it adds, per element, 2 for batch normalisation, 5 for layer and group normalisation, 1
+  for adaptive average pooling (of its input) and 4 for bilinear resizing (of its output); nothing
+  for activations, softmax, additions and biases. The resize of the logits to the image is included.
+
+Products are read off the jaxpr. Normalisations, pools and resizes have no primitive of their own
+there, so they are counted where their modules are called, while the same trace is made. The
+reverse holds for the low-pass filters: their pools and resizes *are* matrix products in our
+formulation. They are recognised by their constant operand, and not counted as products.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from effseg_jax.models.afformer import FrequencyFilters, Stage
+from effseg_jax.models.layers import BatchNorm
+from effseg_jax.ops.backend import target_platform
+
+_POOL, _RESIZE, _BATCH_NORM, _NORM = 1, 4, 2, 5  # fvcore's cost per element
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+  """What one application of a model costs.
+
+  Attributes:
+    products: multiply-accumulates of convolutions, linear layers and attention.
+    others: what the published convention adds to them.
+    transforms: Fourier transforms, which neither convention has a cost for.
+  """
+
+  products: int
+  others: int
+  transforms: int
+
+  @property
+  def published(self) -> int:
+    """The total by the published convention."""
+    return self.products + self.others
+
+
+def count(model: nn.Module, size: tuple[int, int]) -> Count:
+  """Counts one application to one image, with the logits resized to the image.
+
+  Args:
+    model: takes images (B, H, W, 3).
+    size: (H, W).
+
+  Returns:
+    The counts; nothing is computed or allocated.
+  """
+  images, variables = _arguments(model, size)
+  others = 0
+
+  def tally(call, args, kwargs, context):
+    nonlocal others
+    outputs = call(*args, **kwargs)
+    if context.method_name == "__call__":
+      others += _cost_of_call(context.module, args, outputs)
+    return outputs
+
+  # Traced for an accelerator: the depthwise convolutions are convolutions there, while their CPU
+  # formulation has no product in it.
+  with target_platform("gpu"), nn.intercept_methods(tally):
+    closed, outputs = jax.make_jaxpr(
+      lambda variables, images: model.apply(variables, images, train=False), return_shape=True
+    )(variables, images)
+  if getattr(outputs, "ndim", 0) == 4:  # logits of a map: features and whole images have no resize
+    others += _RESIZE * math.prod(size) * outputs.shape[-1]
+  products, transforms = _products(closed.jaxpr)
+  return Count(products, others, transforms)
+
+
+def parameter_counts(model: nn.Module, size: tuple[int, int] = (64, 64)) -> tuple[int, int]:
+  """Counts the parameters that are used, and those together with the official dead layer.
+
+  Args:
+    model: takes images (B, H, W, 3).
+    size: (H, W) of an image it takes.
+
+  Returns:
+    Live parameters, and live and dead ones.
+  """
+  variables = _arguments(model, size)[1]
+  live, dead = (
+    sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables.get(collection, {})))
+    for collection in ("params", "unused")
+  )
+  return live, live + dead
+
+
+def _arguments(model: nn.Module, size: tuple[int, int]) -> tuple[jax.ShapeDtypeStruct, Any]:
+  """One image and the variables, as shapes."""
+  images = jax.ShapeDtypeStruct((1, *size, getattr(model, "in_channels", 3)), jnp.float32)
+  with target_platform("gpu"):  # the shortest to trace, of the same shapes
+    return images, jax.eval_shape(
+      lambda key, x: model.init(key, x, train=False), jax.random.key(0), images
+    )
+
+
+def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
+  """What the published convention adds for a call of a module, its submodules' calls aside."""
+  if isinstance(module, BatchNorm):
+    return _BATCH_NORM * args[0].size
+  if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+    return _NORM * args[0].size
+  if isinstance(module, FrequencyFilters):  # the low-pass filter pools all values and resizes back
+    return (_POOL + _RESIZE) * args[0].size
+  if isinstance(module, Stage) and module.drop_paths and module.strides[1] > 1:
+    rows, cols = outputs.shape[1:3]  # the prototypes are resized to the pixels' grid
+    return _RESIZE * args[0].shape[0] * rows * cols * args[0].shape[-1]
+  return 0
+
+
+def _products(jaxpr: core.Jaxpr, varying: Sequence[bool] | None = None) -> tuple[int, int]:
+  """Multiply-accumulates and Fourier transforms of a jaxpr.
+
+  Args:
+    jaxpr: of the computation.
+    varying: for each argument, whether it depends on weights or images; all do by default.
+  """
+  varying = [True] * len(jaxpr.invars) if varying is None else varying
+  changing = {v for v, varies in zip(jaxpr.invars, varying, strict=True) if varies}
+  products = transforms = 0
+  for equation in jaxpr.eqns:
+    operands = [
+      not isinstance(operand, core.Literal) and operand in changing for operand in equation.invars
+    ]
+    if any(operands):
+      changing.update(equation.outvars)
+    name = equation.primitive.name
+    if name == "conv_general_dilated":
+      products += _conv_products(equation)
+    elif name == "dot_general" and all(operands):
+      products += _dot_products(equation)
+    elif name == "fft":
+      transforms += 1
+    elif name == "while":
+      raise NotImplementedError("a loop of unknown length has no count of products")
+    times = equation.params["length"] if name == "scan" else 1
+    for inner in _inner_jaxprs(equation.params):
+      same = len(inner.invars) == len(operands)
+      more = _products(inner, operands if same else None)
+      products, transforms = products + times * more[0], transforms + times * more[1]
+  return products, transforms
+
+
+def _conv_products(equation: Any) -> int:
+  """Each output element takes one kernel's worth of products."""
+  kernel = equation.invars[1].aval
+  out_axis = equation.params["dimension_numbers"].rhs_spec[0]
+  return equation.outvars[0].aval.size * (kernel.size // kernel.shape[out_axis])
+
+
+def _dot_products(equation: Any) -> int:
+  """Each output element takes as many products as the contracted axes have elements."""
+  (axes, _), _ = equation.params["dimension_numbers"]
+  shape = equation.invars[0].aval.shape
+  return equation.outvars[0].aval.size * math.prod(shape[axis] for axis in axes)
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+  """The jaxprs among an equation's parameters: of jit, custom derivatives, remat, scan."""
+  for value in params.values():
+    if isinstance(value, core.ClosedJaxpr):
+      yield value.jaxpr
+    elif isinstance(value, core.Jaxpr):
+      yield value

@@ -1,0 +1,156 @@
+"""Draws a sheet of training examples: what the network sees, and what it should answer.
+
+  python tools/browse_dataset.py --config=configs/afformer/camvid.py --config.data.root=DIR \
+    --output=sheet.png
+
+Look at it before training on a new data set: wrong class numbers, swapped channels and misplaced
+labels show at once. `--original` leaves the augmentation out; `--seed` shows other examples.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+from PIL import Image, ImageDraw, ImageFont
+
+from effseg_jax.errors import UserError, friendly_exit
+from effseg_jax.tasks import pictures
+from input_pipeline import datasets, transforms
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+_OUTPUT = flags.DEFINE_string("output", "sheet.png", "The picture to write.")
+_SPLIT = flags.DEFINE_string("split", None, "Of the data set; the training split if not given.")
+_COUNT = flags.DEFINE_integer("count", 12, "Number of examples.", lower_bound=1)
+_ORIGINAL = flags.DEFINE_bool("original", False, "Without augmentation.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the choice and the augmentation.")
+
+_HEIGHT = 200  # of an example on the sheet, in pixels
+_GAP = 6
+_LEGEND = 24  # classes at most, those with most pixels
+_PAPER = (250, 250, 248)
+_INK = (32, 32, 32)
+
+
+def browse(
+  config: ConfigDict,
+  *,
+  split: str | None = None,
+  count: int = 12,
+  original: bool = False,
+  seed: int = 0,
+) -> tuple[np.ndarray, str]:
+  """Draws examples of a configured data set.
+
+  Args:
+    config: an experiment.
+    split: of the data set; None: the one it trains on.
+    count: number of examples, all of them if there are fewer.
+    original: leaves the augmentation out.
+    seed: of the choice and the augmentation.
+
+  Returns:
+    The sheet, uint8 (H, W, 3), and a line that says what is on it.
+  """
+  dataset = datasets.open_dataset(
+    config.data.name,
+    root=config.data.root or None,
+    split=split or config.data.train_split,
+    **config.data.options.to_dict(),
+  )
+  steps = (
+    []
+    if original
+    else transforms.train_transforms(config.task.name, **config.data.augment.to_dict())
+  )
+  rng = np.random.default_rng(seed)
+  chosen = rng.permutation(len(dataset))[:count]
+  examples = [_augmented(dataset[int(index)], steps, rng) for index in chosen]
+  line = f"{len(examples)} of {len(dataset):,} examples of {dataset.name}, split {dataset.split}"
+  if config.task.name == "classification":
+    return _grid([_titled(e["image"], dataset.classes[int(e["label"])]) for e in examples]), line
+  sheet = _grid([_beside_its_label(example, dataset.palette) for example in examples])
+  label = np.concatenate([example["label"].ravel() for example in examples])
+  void = float(np.mean(label == dataset.ignore_label))
+  most = np.argsort(-np.bincount(label, minlength=256)[: dataset.num_classes])[:_LEGEND]
+  label = np.where(np.isin(label, most), label, dataset.ignore_label)
+  sheet = pictures.with_legend(sheet, label, dataset.classes, dataset.palette)
+  return sheet, f"{line}; {100 * void:.1f} % void or padding"
+
+
+def _augmented(example: dict[str, Any], steps: Sequence[Any], rng: np.random.Generator) -> Any:
+  for step in steps:
+    example = step(example, rng)
+  return example
+
+
+def _beside_its_label(example: dict[str, Any], palette: np.ndarray) -> Image.Image:
+  """The image, and the image tinted by class."""
+  image, label = example["image"], example["label"]
+  panels = [_scaled(image), _scaled(pictures.overlay(image, label, palette, opacity=0.7))]
+  canvas = Image.new("RGB", (2 * panels[0].width, _HEIGHT), _PAPER)
+  canvas.paste(panels[0], (0, 0))
+  canvas.paste(panels[1], (panels[0].width, 0))
+  return canvas
+
+
+def _titled(image: np.ndarray, title: str) -> Image.Image:
+  """The image above its class."""
+  panel = _scaled(image)
+  canvas = Image.new("RGB", (panel.width, _HEIGHT + 20), _PAPER)
+  canvas.paste(panel, (0, 0))
+  font = ImageFont.load_default(13)
+  middle = (panel.width / 2, _HEIGHT + 10)
+  ImageDraw.Draw(canvas).text(middle, title, fill=_INK, font=font, anchor="mm")
+  return canvas
+
+
+def _scaled(image: np.ndarray) -> Image.Image:
+  width = max(round(_HEIGHT * image.shape[1] / image.shape[0]), 1)
+  how = Image.Resampling.NEAREST if image.shape[0] < _HEIGHT else Image.Resampling.LANCZOS
+  return Image.fromarray(np.ascontiguousarray(image)).resize((width, _HEIGHT), how)
+
+
+def _grid(cells: Sequence[Image.Image]) -> np.ndarray:
+  """Cells of one height in rows, on a sheet a little wider than high."""
+  width, height = max(cell.width for cell in cells) + _GAP, cells[0].height + _GAP
+  columns = min(max(round(math.sqrt(1.4 * len(cells) * height / width)), 1), len(cells))
+  rows = math.ceil(len(cells) / columns)
+  canvas = Image.new("RGB", (columns * width, rows * height), _PAPER)
+  for index, cell in enumerate(cells):
+    canvas.paste(cell, (index % columns * width, index // columns * height))
+  return np.asarray(canvas)
+
+
+def main(argv: list[str]) -> None:
+  """Checks the flags and draws."""
+  with friendly_exit():
+    if len(argv) > 1:
+      raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
+    if _CONFIG.value is None:
+      raise UserError("--config is needed, for example --config=configs/afformer/synthetic.py.")
+    output = Path(_OUTPUT.value)
+    if output.suffix.lower() not in Image.registered_extensions():
+      raise UserError(f"--output is {output}; expected a picture's name, such as sheet.png.")
+    sheet, line = browse(
+      _CONFIG.value,
+      split=_SPLIT.value,
+      count=_COUNT.value,
+      original=_ORIGINAL.value,
+      seed=_SEED.value,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(output)
+    print(f"{output}: {line}")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,177 @@
+r"""Converts official weights to a bundle of this library, and bundles back to official names.
+
+  python -m tools.convert --model=afformer_base --dataset=ade20k --input=AFFormer_base_ade20k.pth \
+    --output=afformer_base_ade20k.safetensors --half
+  python -m tools.convert --input=afformer_base_ade20k.safetensors --to_torch=back.pth
+
+The bundle is what `predict.py` and `eval.py` take as `--checkpoint`: weights, and a card with the
+model, the classes, their colours and the normalisation. The way back writes all names of the
+official state dict, for `load_state_dict(strict=True)`; `.pth` needs PyTorch, `.safetensors` does
+not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+import effseg_jax
+from effseg_jax.errors import UserError, friendly_exit, suggestion
+from effseg_jax.tasks.semantic import SemanticTask
+from effseg_jax.weights.bundle import load_bundle, save_bundle
+from effseg_jax.weights.loading import export_weights
+from input_pipeline.datasets import DATASETS
+from input_pipeline.datasets.files import distinct_palette
+
+_GENERIC = "generic"
+
+
+def to_bundle(
+  model_name: str,
+  source: str | Path,
+  output: str | Path,
+  *,
+  dataset: str = _GENERIC,
+  num_classes: int | None = None,
+  half: bool = False,
+) -> dict[str, Any]:
+  """Writes a bundle of official weights; returns its card.
+
+  Args:
+    model_name: one of `effseg_jax.list_models()`.
+    source: a file with official names; see `effseg_jax.load_weights`.
+    output: ends in `.safetensors`; its folder is made if it is missing.
+    dataset: whose classes and colours go into the card, or `generic` for numbered classes.
+    num_classes: of the weights; the data set's if it is not given.
+    half: store float16.
+
+  Raises:
+    UserError: if something is unknown, or the weights do not fit.
+  """
+  output = Path(output)
+  if output.suffix != ".safetensors":
+    raise UserError(f"--output={output}: a bundle's name ends in .safetensors.")
+  task = make_task(dataset, num_classes)
+  fields = {"num_classes": task.num_classes}
+  model = effseg_jax.create_model(model_name, **fields)
+  variables = effseg_jax.load_weights(model, source)
+  card = {
+    "model": {"name": model_name, "fields": fields},
+    "task": {"name": "semantic", **dataclasses.asdict(task)},
+    "trained_on": "unknown" if dataset == _GENERIC else dataset,
+    "converted_from": Path(source).name,
+  }
+  output.parent.mkdir(parents=True, exist_ok=True)
+  save_bundle(output, variables, card, half=half)
+  return card
+
+
+def make_task(dataset: str, num_classes: int | None) -> SemanticTask:
+  """Classes, colours and normalisation for a card.
+
+  The normalisation is the ImageNet one, with which all official weights were trained.
+
+  Args:
+    dataset: a segmentation data set's name, or `generic`.
+    num_classes: None for the data set's own.
+
+  Raises:
+    UserError: for an unknown data set, or another number of classes than it has.
+  """
+  if dataset == _GENERIC:
+    if num_classes is None:
+      raise UserError("--num_classes is needed where no --dataset says it.")
+    palette = distinct_palette(num_classes).tolist()
+    return SemanticTask(
+      tuple(f"class {index}" for index in range(num_classes)), tuple(map(tuple, palette))
+    )
+  module = importlib.import_module(DATASETS[dataset]) if dataset in DATASETS else None
+  if not hasattr(module, "PALETTE"):
+    named = [_GENERIC, *DATASETS]
+    raise UserError(
+      f"--dataset={dataset}: no segmentation data set with fixed classes has this name; use"
+      f" --dataset={_GENERIC}.{suggestion(dataset, named)}"
+    )
+  if num_classes not in (None, len(module.CLASSES)):
+    raise UserError(f"--num_classes={num_classes}, but {dataset} has {len(module.CLASSES)}.")
+  palette = np.asarray(module.PALETTE).tolist()
+  return SemanticTask(tuple(module.CLASSES), tuple(map(tuple, palette)))
+
+
+def to_official(bundle_path: str | Path, output: str | Path) -> int:
+  """Writes a bundle's weights under their official names; returns how many entries.
+
+  Args:
+    bundle_path: a bundle.
+    output: ends in `.pth` or `.pt` (needs PyTorch), or `.safetensors`.
+
+  Raises:
+    UserError: if the bundle cannot be read or exported, or PyTorch is needed and missing.
+  """
+  output = Path(output)
+  if output.suffix not in (".pth", ".pt", ".safetensors"):
+    raise UserError(f"--to_torch={output}: expected a name ending in .pth, .pt or .safetensors.")
+  torch = None
+  if output.suffix != ".safetensors":
+    try:
+      import torch
+    except ImportError:
+      raise UserError(
+        f"--to_torch={output} needs PyTorch, which is not installed; a name ending in .safetensors"
+        " does not."
+      ) from None
+  bundle = load_bundle(bundle_path)
+  arrays = export_weights(bundle.model, bundle.variables)
+  output.parent.mkdir(parents=True, exist_ok=True)
+  if torch is None:
+    save_file(arrays, str(output))
+  else:
+    meta = {"CLASSES": list(bundle.card["task"]["classes"])}
+    tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+    torch.save({"meta": meta, "state_dict": tensors}, output)
+  return len(arrays)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Checks the flags and converts."""
+  # argparse, because the flags of absl are one namespace for all tools in a process.
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("--input", required=True, help="official weights; a bundle with --to_torch")
+  parser.add_argument("--output", help="the bundle to write, ending in .safetensors")
+  parser.add_argument("--model", help="one of effseg_jax.list_models()")
+  parser.add_argument("--num_classes", type=int, help="the data set's if it is not given")
+  parser.add_argument("--dataset", default=_GENERIC, help="whose classes: ade20k, cityscapes, ...")
+  parser.add_argument("--half", action="store_true", help="store float16: half the size")
+  parser.add_argument("--to_torch", help="write official names: .pth, .pt or .safetensors")
+  args = parser.parse_args(argv)
+  with friendly_exit():
+    if args.to_torch:
+      entries = to_official(args.input, args.to_torch)
+      print(f"{args.to_torch}: {entries} entries with official names")
+      return
+    if not args.output or not args.model:
+      raise UserError("--model and --output are needed (or --to_torch for the way back).")
+    card = to_bundle(
+      args.model,
+      args.input,
+      args.output,
+      dataset=args.dataset,
+      num_classes=args.num_classes,
+      half=args.half,
+    )
+    size = Path(args.output).stat().st_size
+    print(
+      f"{args.output}: {args.model}, {len(card['task']['classes'])} classes,"
+      f" {'float16' if args.half else 'float32'}, {size / 1e6:.1f} MB"
+    )
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,86 @@
+r"""Prints the models with their parameters and multiply-accumulates, counted on the traced model.
+
+  python -m tools.print_models --pattern='afformer*' --size=512x512 --num_classes=150
+
+One multiply-accumulate counts as one. `products` are convolutions, linear layers and attention;
+`published` adds what the papers' counter (fvcore) adds: normalisations, poolings, resizes, the one
+of the logits to the image included. See `effseg_jax/models/flops.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Sequence
+
+import effseg_jax
+from effseg_jax.errors import UserError, friendly_exit
+from effseg_jax.models import flops
+
+_HEADER = ("model", "parameters", "with dead layer", "GMACs products", "GMACs published")
+
+
+def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
+  """The lines to print.
+
+  Args:
+    pattern: a shell pattern over `list_models()`.
+    size: (H, W) of the image.
+    num_classes: of every model.
+
+  Raises:
+    UserError: if no model matches.
+  """
+  names = effseg_jax.list_models(pattern)
+  if not names:
+    raise UserError(f"--pattern={pattern}: no model matches; --pattern='*' prints all of them.")
+  rows, notes = [_HEADER], {}
+  for name in names:
+    model = effseg_jax.create_model(name, num_classes=num_classes)
+    first = list(inspect.signature(type(model).__call__).parameters)[1]
+    if first != "images":
+      rows.append((name, *["-"] * 4))
+      notes["-"] = f"takes {first}, not images: not counted here"
+      continue
+    live, all_of_them = flops.parameter_counts(model)
+    cost = flops.count(model, size)
+    published = f"{cost.published / 1e9:.3f}"
+    if cost.transforms:
+      published = "*"
+      notes["*"] = "Fourier transforms, which no published convention counts, are not in products"
+    rows.append((name, f"{live:,}", f"{all_of_them:,}", f"{cost.products / 1e9:.3f}", published))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+    for row in rows
+  ]
+  lines += [f"{mark} {note}" for mark, note in notes.items()]
+  return "\n".join([f"one image of {size[0]}x{size[1]}, {num_classes} classes", *lines])
+
+
+def parse_size(text: str) -> tuple[int, int]:
+  """`"512x1024"` -> (512, 1024), rows first.
+
+  Raises:
+    UserError: if it is written otherwise.
+  """
+  parts = text.lower().split("x")
+  if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    raise UserError(f"--size={text}: expected rows and columns, 512x1024 for example.")
+  return int(parts[0]), int(parts[1])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Checks the flags and prints."""
+  # argparse, because the flags of absl are one namespace for all tools in a process.
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("--pattern", default="*", help="which models, as a shell pattern")
+  parser.add_argument("--size", default="512x512", help="rows x columns of the image")
+  parser.add_argument("--num_classes", type=int, default=150)
+  args = parser.parse_args(argv)
+  with friendly_exit():
+    print(table(args.pattern, parse_size(args.size), args.num_classes))
+
+
+if __name__ == "__main__":
+  main()
