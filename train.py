@@ -150,7 +150,7 @@ def main(argv: list[str]) -> None:
       raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
     if _CONFIG.value is None or not _WORKDIR.value:
       raise UserError("--config and --workdir are needed; see python train.py --help.")
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+    logging.set_verbosity(logging.ERROR)  # orbax tells of every file it reads and writes
     platform.tune_host_malloc()
     platform.use_compilation_cache()
     train(_CONFIG.value, _WORKDIR.value)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from effseg_jax.errors import UserError
 
 # The pipeline's own threads are the parallelism; OpenCV's would compete with them.
 cv2.setNumThreads(0)
 
+# EXIF orientations under which rows become columns.
+_TURNED = (5, 6, 7, 8)
+
 
 def read_image(path: Path) -> np.ndarray:
-  """Decodes a photograph to uint8 RGB (H, W, 3).
+  """Decodes a photograph to uint8 RGB (H, W, 3), turned upright as its EXIF orientation says.
 
   Raises:
     UserError: if the file is missing or cannot be decoded.
@@ -28,6 +32,8 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_label(path: Path) -> np.ndarray:
   """Decodes an index PNG to uint8 (H, W), the stored values and not a palette's colours.
+
+  Labels are drawn and not photographed: no EXIF orientation is looked for.
 
   Raises:
     UserError: if the file is missing, cannot be decoded, or holds colours.
@@ -47,14 +53,30 @@ def read_label(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-  """Rows and columns of a picture, from its header alone."""
+  """Rows and columns of what `read_image` returns, from the file's header alone."""
   _require(path)
   try:
     with Image.open(path) as image:
       cols, rows = image.size
+      # Pillow keeps TIFF's orientation elsewhere, and has applied it to the size already.
+      turned = _orientation(image.info.get("exif", b"")) in _TURNED
   except (UnidentifiedImageError, OSError, SyntaxError) as error:
     raise UserError(f"{path} has no readable image header ({error}).") from None
-  return rows, cols
+  return (cols, rows) if turned else (rows, cols)
+
+
+def _orientation(exif: bytes) -> int:
+  """The orientation that EXIF data states, 1 where there is none or it is broken.
+
+  `Image.getexif` is no substitute: it decodes a whole PNG in search of EXIF data behind the pixels,
+  and it heeds XMP, which OpenCV does not.
+  """
+  parsed = Image.Exif()
+  try:
+    parsed.load(exif)
+    return parsed.get(ExifTags.Base.Orientation, 1)
+  except (SyntaxError, ValueError, OSError, struct.error):
+    return 1
 
 
 def _require(path: Path) -> None:

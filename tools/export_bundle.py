@@ -20,14 +20,6 @@ from absl import app, flags, logging
 
 from effseg_jax.errors import UserError, friendly_exit
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of the training run.")
-_OUTPUT = flags.DEFINE_string("output", None, "The bundle to write, ending in .safetensors.")
-_STEP = flags.DEFINE_string("step", "best", "best (by the evaluation metric), latest, or a number.")
-_HALF = flags.DEFINE_bool("half", False, "Store float16: half the size, about three digits.")
-_NOTE = flags.DEFINE_string("note", None, "Anything a user of the weights should know.")
-_LICENCE = flags.DEFINE_string("licence", None, "Of the weights.")
-_METRICS = flags.DEFINE_string("metrics", None, "metrics.json of eval.py, to go into the card.")
-
 # What of an evaluation is worth carrying with the weights.
 _METRIC_KEYS = (
   "data",
@@ -137,29 +129,42 @@ def _saved_steps(workdir: str | Path) -> dict[int, Path]:
   return {int(child.name): child for child in children if child.name.isdigit()}
 
 
+def define_flags() -> None:
+  """Not at import: a notebook imports this file beside other entry points with flags alike."""
+  flags.DEFINE_string("workdir", None, "Of the training run.")
+  flags.DEFINE_string("output", None, "The bundle to write, ending in .safetensors.")
+  flags.DEFINE_string("step", "best", "best (by the evaluation metric), latest, or a number.")
+  flags.DEFINE_bool("half", False, "Store float16: half the size, about three digits.")
+  flags.DEFINE_string("note", None, "Anything a user of the weights should know.")
+  flags.DEFINE_string("licence", None, "Of the weights.")
+  flags.DEFINE_string("metrics", None, "metrics.json of eval.py, to go into the card.")
+
+
 def main(argv: list[str]) -> None:
   """Checks the flags and exports."""
+  given = flags.FLAGS
   with friendly_exit():
     if len(argv) > 1:
       raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
-    if not _WORKDIR.value or not _OUTPUT.value:
+    if not given.workdir or not given.output:
       raise UserError("--workdir and --output are needed.")
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # orbax warns of what is of no concern here
     card = export(
-      _WORKDIR.value,
-      _OUTPUT.value,
-      step=_STEP.value,
-      half=_HALF.value,
-      note=_NOTE.value,
-      licence=_LICENCE.value,
-      metrics=_METRICS.value,
+      given.workdir,
+      given.output,
+      step=given.step,
+      half=given.half,
+      note=given.note,
+      licence=given.licence,
+      metrics=given.metrics,
     )
-    size = Path(_OUTPUT.value).stat().st_size
+    size = Path(given.output).stat().st_size
     print(
-      f"{_OUTPUT.value}: {card['model']['name']}, {len(card['task']['classes'])} classes,"
-      f" {np.dtype('float16' if _HALF.value else 'float32').name}, {size / 1e6:.1f} MB"
+      f"{given.output}: {card['model']['name']}, {len(card['task']['classes'])} classes,"
+      f" {np.dtype('float16' if given.half else 'float32').name}, {size / 1e6:.1f} MB"
     )
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)

@@ -17,8 +17,6 @@ from absl import app, flags
 
 from effseg_jax.errors import UserError, friendly_exit
 
-_OUTPUT = flags.DEFINE_string("output", "curves.png", "The picture to write (PNG, SVG or PDF).")
-
 # Distinguishable with the common colour-vision deficiencies (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _INK, _GRID = "#333333", "#E4E4E0"
@@ -97,15 +95,14 @@ def plot(runs: Sequence[str | Path], output: str | Path) -> Path:
 
   names = run_names(runs)
   figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-  _panel(left, "training loss", [c.get("train/loss") for c in curves], names)
+  losses = [c.get("train/loss") for c in curves]
+  values = [value for c in losses if c for value in c[1]]
+  wide = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
+  _panel(left, "training loss", losses, names, scale="log" if wide else "linear")
   scores = [c.get("eval/mIoU", c.get("eval/top1")) for c in curves]
   percent = [None if c is None else (c[0], [100 * value for value in c[1]]) for c in scores]
-  title = "mIoU, %" if any("eval/mIoU" in c for c in curves) else "top-1, %"
-  _panel(right, title, percent, names, marked=True)
-  losses = [value for c in curves for value in c.get("train/loss", ((), ()))[1]]
-  if losses and min(losses) > 0 and max(losses) > 20 * min(losses):
-    left.set_yscale("log")
-  right.set_ylim(bottom=0)
+  dense = any("eval/mIoU" in c for c in curves)
+  _panel(right, "mIoU, %" if dense else "top-1, %", percent, names, marked=True)
 
   path = Path(output)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +116,15 @@ def plot(runs: Sequence[str | Path], output: str | Path) -> Path:
 
 
 def _panel(
-  axes: Any, title: str, curves: Sequence[Curve | None], names: Sequence[str], marked: bool = False
+  axes: Any,
+  title: str,
+  curves: Sequence[Curve | None],
+  names: Sequence[str],
+  *,
+  scale: str = "linear",
+  marked: bool = False,
 ) -> None:
-  """One set of axes: a line per run, its name (and last value) written at its end."""
+  """One set of axes: a line per run, its name (and last value, if marked) written at its end."""
   axes.set_title(title, loc="left", fontsize=11, color=_INK)
   axes.set_xlabel("step", color=_INK, fontsize=9)
   axes.grid(axis="y", color=_GRID, linewidth=0.8)
@@ -129,7 +132,7 @@ def _panel(
   for side in ("top", "right", "left"):
     axes.spines[side].set_visible(False)
   axes.spines["bottom"].set_color(_GRID)
-  axes.tick_params(colors=_INK, labelsize=9, length=0)
+  axes.tick_params(which="both", colors=_INK, labelsize=9, length=0)
   ends = []
   for index, (curve, name) in enumerate(zip(curves, names, strict=True)):
     if curve is None:
@@ -138,19 +141,24 @@ def _panel(
     marker = {"marker": "o", "markersize": 3.5} if marked else {}
     axes.plot(*curve, color=colour, linewidth=1.6, **marker)
     label = f"{name}  {curve[1][-1]:.1f}" if marked else name
-    ends.append((curve[0][-1], curve[1][-1], label, colour))
+    ends.append((curve[1][-1], label, colour))
   if not ends:
     axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color=_INK)
     return
+  axes.set_yscale(scale)
+  axes.xaxis.get_major_locator().set_params(integer=True)
+  if marked:
+    axes.set_ylim(bottom=0)
   # Written beside the axes, in the order of the lines' ends, and apart from one another.
-  low, high = axes.get_ylim()
-  spacing, last = 0.06 * (high - low), -float("inf")
-  for _, value, label, colour in sorted(ends, key=lambda end: end[1]):
-    last = max(value, last + spacing)
+  height = lambda end: axes.transLimits.transform(axes.transScale.transform((1, end[0])))[1]  # noqa: E731
+  spacing, last = 0.06, -float("inf")
+  for end in sorted(ends, key=height):
+    _, label, colour = end
+    last = max(height(end), last + spacing)
     axes.annotate(
       label,
       (1.01, last),
-      xycoords=("axes fraction", "data"),
+      xycoords="axes fraction",
       va="center",
       fontsize=9,
       color=colour,
@@ -158,13 +166,19 @@ def _panel(
     )
 
 
+def define_flags() -> None:
+  """Not at import: a notebook imports this file beside other entry points with flags alike."""
+  flags.DEFINE_string("output", "curves.png", "The picture to write (PNG, SVG or PDF).")
+
+
 def main(argv: list[str]) -> None:
   """Draws the runs named on the command line."""
   with friendly_exit():
     if len(argv) < 2:
       raise UserError("name at least one run: python -m tools.plot_curves runs/camvid.")
-    print(plot(argv[1:], _OUTPUT.value))
+    print(plot(argv[1:], flags.FLAGS.output))
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)

@@ -30,7 +30,7 @@ def get_config(variant: str = "base") -> ConfigDict:
   config.data.name = "cityscapes"
   config.data.root = "data/cityscapes"
   config.data.train_split = "train"
-  config.data.options = ConfigDict()
+  config.data.options = ConfigDict({"labels": "auto"})  # or "ids", "train_ids"
   config.data.augment = ConfigDict(
     {
       "scale": (2048, 1024),

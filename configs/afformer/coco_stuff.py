@@ -36,7 +36,7 @@ def get_config(variant: str = "base") -> ConfigDict:
   config.data.name = "coco_stuff_164k" if large else "coco_stuff_10k"
   config.data.root = "data/coco_stuff164k" if large else "data/coco_stuff10k"
   config.data.train_split = "train2017" if large else "train2014"
-  config.data.options = ConfigDict()
+  config.data.options = ConfigDict({"labels": "auto"} if large else {})  # or "ids", "train_ids"
   config.data.augment = ConfigDict(
     {
       "scale": (2048, 512),

@@ -29,7 +29,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
   config.data.name = "folder"
   config.data.root = "data/folder"
   config.data.train_split = "train"
-  config.data.options = ConfigDict()
+  config.data.options = ConfigDict({"ignore": 255})  # stored value of what has no class
   config.data.augment = ConfigDict(
     {
       "scale": (2048, 512),

@@ -9,6 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from effseg_jax.ops import backend
+
+# Elements of one example's one-hot matrix that are made at a time.
+_STRIP_CELLS = 2**20
+
 
 def confusion_counts(
   prediction: jax.Array,
@@ -17,7 +22,7 @@ def confusion_counts(
   ignore_label: int = 255,
   weight: jax.Array | None = None,
 ) -> jax.Array:
-  """Counts (label, prediction) pairs on the device.
+  """Counts (label, prediction) pairs on the device, in memory for one matrix.
 
   Args:
     prediction: int (B, ...), 0 to num_classes - 1.
@@ -33,12 +38,47 @@ def confusion_counts(
   counted = label != ignore_label
   if weight is not None:
     counted &= (weight > 0).reshape((-1,) + (1,) * (label.ndim - 1))
-  pairs = jnp.where(counted, label * num_classes + prediction.astype(jnp.int32), num_classes**2)
+  prediction = prediction.astype(jnp.int32)
+  if backend.platform() == "tpu":
+    return _counts_by_products(prediction, jnp.where(counted, label, -1), num_classes)
+  # One matrix for the whole batch: a sharded one gives a matrix per device, and they are summed.
+  # What is not counted lies beyond the last cell and is dropped.
+  cells = jnp.where(counted, label * num_classes + prediction, num_classes**2)
+  counts = jnp.zeros((num_classes**2,), jnp.int32).at[cells].add(1, mode="drop")
+  return counts.reshape(num_classes, num_classes)
 
-  # Counted per example and then summed, so that a sharded batch is reduced and never gathered.
-  count = lambda x: jnp.bincount(x.ravel(), length=num_classes**2 + 1)  # noqa: E731
-  counts = jnp.sum(jax.vmap(count)(pairs), axis=0, dtype=jnp.int32)
-  return counts[:-1].reshape(num_classes, num_classes)
+
+def _counts_by_products(prediction: jax.Array, label: jax.Array, num_classes: int) -> jax.Array:
+  """Counts as products of one-hot matrices: TPUs add colliding indices one after the other.
+
+  Args:
+    prediction: int32 (B, ...).
+    label: int32 (B, ...), negative where nothing is counted.
+    num_classes: K.
+
+  Returns:
+    int32 (K, K).
+  """
+  batch = label.shape[0]
+  pixels = label.size // batch
+  # One-hot rows exist for a strip of pixels at a time, a megabyte for each example.
+  strips = max(-(-pixels * num_classes // _STRIP_CELLS), 1)
+  length = -(-pixels // strips)
+
+  def cut(x: jax.Array) -> jax.Array:
+    padded = jnp.pad(
+      x.reshape(batch, pixels), ((0, 0), (0, strips * length - pixels)), constant_values=-1
+    )
+    return padded.reshape(batch, strips, length).swapaxes(0, 1)
+
+  def add_strip(counts: jax.Array, strip: tuple[jax.Array, jax.Array]):
+    labels, predictions = (jax.nn.one_hot(x, num_classes, dtype=jnp.int8) for x in strip)
+    # Integers to the end: sums of float32 are exact up to 2^24 only.
+    products = jnp.einsum("bnk,bnl->kl", labels, predictions, preferred_element_type=jnp.int32)
+    return counts + products, None
+
+  counts = jnp.zeros((num_classes, num_classes), jnp.int32)
+  return jax.lax.scan(add_strip, counts, (cut(label), cut(prediction)))[0]
 
 
 class ConfusionMatrix:

@@ -53,4 +53,6 @@ def build(module: type, name: str, variant: dict[str, Any], fields: dict[str, An
       raise UserError(
         f"{name} has no field {key!r}; its fields are {', '.join(known)}.{suggestion(key, known)}"
       )
-  return module(**{**variant, **fields})
+  # Modules must be hashable, and a field read from JSON may be a list.
+  values = {**variant, **fields}
+  return module(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -69,7 +69,11 @@ class Checkpointer:
     )
     self._manager = ocp.CheckpointManager(
       (Path(workdir) / _FOLDER).absolute(),
-      options=ocp.CheckpointManagerOptions(preservation_policy=policy, create=True),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        best_fn=lambda metrics: metrics[metric],  # orbax stores metrics only where this is given
+        create=True,
+      ),
       item_handlers={
         "state": ocp.StandardCheckpointHandler(),
         "data": grain.checkpoint.CheckpointHandler(),
@@ -230,9 +234,12 @@ def _step_folder(path: Path) -> Path:
 
 
 def _score(step_folder: Path) -> float:
-  """The evaluation metric stored with a step; -1 where it was not evaluated."""
+  """The metric by which the run chose its best, stored with a step; -1 where it has none."""
   metrics = step_folder / "metrics" / "metrics"
-  return max(json.loads(metrics.read_text()).values()) if metrics.is_file() else -1.0
+  if not metrics.is_file():
+    return -1.0
+  config = json.loads((step_folder / "config" / "metadata").read_text())
+  return json.loads(metrics.read_text())[config["eval"]["best_by"]]
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from effseg_jax.training.checkpoint import RunDescription, load_for_inference
 from effseg_jax.training.evaluation import Sample
 from effseg_jax.training.state import TrainState, Variables
 from effseg_jax.training.step import StepReport
+from effseg_jax.weights.loading import is_bundle
 from input_pipeline import datasets, loader, transforms
 
 __all__ = ["make_task"]
@@ -96,11 +97,23 @@ def make_optimizer(
 
 
 def read_variables(source: str, model: nn.Module) -> Variables:
-  """Reads weights to start from: another run, a bundle, or a file with official names."""
+  """Reads weights to start from.
+
+  Args:
+    source: a run's working directory or a bundle, read whole, with whatever head it has
+      (`initialise_from` takes what fits); or a file with official names, whose backbone is read.
+    model: that will be trained; an official file's backbone must be that of this model.
+
+  Returns:
+    Collections of host arrays.
+
+  Raises:
+    UserError: if there is nothing that can be read, or the official backbone does not fit.
+  """
   path = Path(source)
   if not path.exists():
     raise UserError(f"init_from: {source} does not exist.")
-  if path.is_dir() or path.suffix in (".safetensors", ".npz"):
+  if path.is_dir() or is_bundle(path):
     return load_for_inference(path).variables
   return effseg_jax.load_weights(model, source, partial="backbone")
 
@@ -116,6 +129,8 @@ def describe_run(config: ConfigDict, task: Task, dataset: Any) -> RunDescription
     "task": {"name": config.task.name, **dataclasses.asdict(task)},
     "trained_on": f"{config.data.name} {config.data.train_split}",
   }
+  if "scale" in config.eval:  # the size at which predict.py shows pictures to the model
+    card["inference"] = {"scale": list(config.eval.scale), "multiple": config.eval.multiple}
   data = {
     "seed": config.seed,
     "batch_size": config.train.batch_size,

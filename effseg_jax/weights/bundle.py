@@ -15,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -52,7 +52,8 @@ def save_bundle(
   """
   dtype = np.float16 if half else np.float32
   flat = flatten_dict(jax.device_get(dict(variables)), sep="/")
-  arrays = {name: np.ascontiguousarray(array, dtype) for name, array in flat.items()}
+  with np.errstate(over="ignore"):  # checked below
+    arrays = {name: np.ascontiguousarray(array, dtype) for name, array in flat.items()}
   for name, array in arrays.items():
     if not np.isfinite(array).all():
       raise UserError(f"{name} is not finite as {np.dtype(dtype).name}; nothing was written.")
@@ -79,7 +80,7 @@ def read_bundle(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
       f"{path} has no card; expected a bundle of this library. Official weights are read by"
       " load_weights and converted by tools/convert.py."
     )
-  return arrays, json.loads(metadata["card"])
+  return arrays, _parse_card(metadata["card"], path)
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -88,9 +89,19 @@ def load_bundle(path: str | Path) -> Bundle:
   Raises:
     UserError: if the file is no bundle, is damaged, or does not fit the model it names.
   """
-  arrays, card = read_bundle(path)
+  _, card = read_bundle(path)
   model = effseg_jax.create_model(card["model"]["name"], **card["model"]["fields"])
-  variables = unflatten_dict(
-    {name: array.astype(np.float32) for name, array in arrays.items()}, sep="/"
-  )
-  return Bundle(model, variables, card)
+  return Bundle(model, effseg_jax.load_weights(model, path), card)
+
+
+def _parse_card(text: str, path: Path) -> dict[str, Any]:
+  """Reads a card; raises `UserError` unless it names a model and its fields."""
+  try:
+    card = json.loads(text)
+    model = card["model"]
+    complete = isinstance(model["name"], str) and isinstance(model["fields"], dict)
+  except (ValueError, KeyError, TypeError):
+    complete = False
+  if not complete:
+    raise UserError(f"{path} has a broken card; expected JSON with a model's name and fields.")
+  return card

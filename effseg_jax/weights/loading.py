@@ -62,7 +62,7 @@ def load_weights(
       f"{suggestion(partial, names.PARTS)}"
     )
   shapes = variable_shapes(model)
-  if not isinstance(source, Mapping) and _has_card(Path(source)):
+  if not isinstance(source, Mapping) and is_bundle(Path(source)):
     arrays = {**_dead_zeros(names.rows(model, shapes), shapes), **read_bundle(source)[0]}
     return _load_own(arrays, shapes, str(source), partial)
   if isinstance(source, Mapping):
@@ -230,7 +230,7 @@ def _part_of(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
   return {path: x for path, x in flat.items() if path.split("/")[1] == part}
 
 
-def _has_card(path: Path) -> bool:
+def is_bundle(path: Path) -> bool:
   """Whether a file is one of our bundles; what is wrong with it otherwise, the reader says."""
   if path.suffix != ".safetensors" or not path.is_file():
     return False

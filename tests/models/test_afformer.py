@@ -10,9 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from effseg_jax import UserError, create_model, list_models
-from effseg_jax.models.afformer import FrequencyFilters, frequency_similarity, pooled_low_pass
+from effseg_jax.models.afformer import (
+  Form,
+  FrequencyFilters,
+  Head,
+  Stage,
+  frequency_similarity,
+  pooled_low_pass,
+)
 from effseg_jax.ops.cross_entropy import upsampled_cross_entropy
 from effseg_jax.ops.resize import resize_bilinear
 from effseg_jax.weights.loading import export_weights, load_weights
@@ -185,8 +193,6 @@ def test_statistics_at_512():
 @pytest.mark.parametrize("size", official.SIZES)
 def test_head_on_small_features(size):
   """Catches a wrong epsilon of the group norm, which larger features hide."""
-  from effseg_jax.models.afformer import Head
-
   z = np.random.Generator(np.random.PCG64(5)).standard_normal((1, 216, 8, 8)).astype(np.float32)
   features = jnp.asarray((z * np.float32(1e-3)).transpose(0, 2, 3, 1))
   logits = Head(150).apply({"params": variables(size)["params"]["head"]}, features, False)
@@ -279,61 +285,87 @@ def test_fft_is_the_same_model():
 @pytest.mark.parametrize("grid", [(7, 13), (2, 3), (16, 12)])
 def test_spatial_and_spectral_filters_agree(grid):
   """Odd and prime grids, and kernels larger than the grid: value and gradient."""
-  from effseg_jax.models.afformer import Form
-
   rng = np.random.default_rng(0)
   query, values, slope = (
     jnp.asarray(rng.standard_normal((2, *grid, 24)), jnp.float32) for _ in range(3)
   )
-  params = FrequencyFilters().init(jax.random.key(1), query, values)
+  params = jax.jit(FrequencyFilters().init)(jax.random.key(1), query, values)
   found = {}
   for mode in ("spatial", "fft", "auto"):
     filters = FrequencyFilters(Form(filter_mode=mode))
-    out, vjp = jax.vjp(filters.apply, params, query, values)
-    found[mode] = jax.tree.leaves((out, vjp(slope)))
+
+    @jax.jit
+    def run(*primals, filters=filters):
+      out, vjp = jax.vjp(filters.apply, *primals)
+      return jax.tree.leaves((out, vjp(slope)))
+
+    found[mode] = run(params, query, values)
   for mode in ("fft", "auto"):
     for a, b in zip(found[mode], found["spatial"], strict=True):
       assert np.abs(a - b).max() <= 1e-5 * max(1.0, np.abs(b).max())
 
 
 @pytest.mark.parametrize(
-  "fields",
+  "form",
   [
-    {"filter_mode": "fft_circular"},
-    {"filter_mode": "vanilla"},
-    {"cluster": "window_softmax", "restore": "joint", "share_filters": False},
-    {"lowpass_relu": False, "head": "linear", "in_channels": 4},
-    {"head": "image"},
+    Form(filter_mode="fft_circular", lowpass_relu=False),
+    Form(filter_mode="fft_ideal", share_filters=False),
+    Form(filter_mode="vanilla", restore="joint"),
+    Form(cluster="window_softmax"),
   ],
-  ids=lambda fields: next(iter(fields.values())),
+  ids=lambda form: f"{form.filter_mode}-{form.cluster}",
 )
-def test_other_forms_differ_and_can_be_trained(fields):
-  other = create_model("afformer_tiny", num_classes=5, depths=(0, 0, 1, 0), **fields)
-  images = jnp.asarray(
-    np.random.default_rng(0).standard_normal((2, 33, 47, other.in_channels)), jnp.float32
-  )
-  weights = jax.jit(other.init)(jax.random.key(0), images)
-  rest = {key: value for key, value in weights.items() if key != "params"}
+def test_other_forms_differ_and_can_be_trained(form):
+  pixels = jnp.asarray(np.random.default_rng(0).standard_normal((1, 9, 13, 16)), jnp.float32)
+  official_stage, stage = (Stage(8, (1, 2), (0.0, 0.0), each) for each in (Form(), form))
+  weights = jax.jit(functools.partial(stage.init, train=False))(jax.random.key(0), pixels)
+  rest = {"batch_stats": weights["batch_stats"]}
 
   @jax.jit
-  def slopes(params):
-    def loss(params):
-      logits, _ = other.apply(
-        {"params": params, **rest},
-        images,
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": jax.random.key(1)},
-      )
-      assert logits.shape == ((2, 5) if other.head == "image" else (2, 5, 6, 5))
-      return jnp.sum(jax.nn.log_softmax(logits)[..., 0])
+  def run(params):
+    def first_channel(params):
+      out = stage.apply({"params": params, **rest}, pixels, train=False)
+      return jnp.sum(out[..., 0]), out
 
-    return jax.grad(loss)(params)
+    return jax.value_and_grad(first_channel, has_aux=True)(params)
 
-  grads = slopes(weights["params"])
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-  filters = grads["backbone"]["stage_2"].get("filters") or grads["backbone"]["stage_2"]["block_0"]
-  assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(filters))
+  (_, out), slopes = run(weights["params"])
+  assert out.shape == (1, 9, 13, 8)
+  for name, slope in flatten_dict(slopes, sep="/").items():
+    assert np.isfinite(slope).all()
+    if "highpass" in name or "vanilla" in name or "score/kernel" in name:
+      assert np.abs(slope).max() > 0, name
+  shapes = jax.tree.structure(weights["params"])
+  theirs = jax.eval_shape(lambda: official_stage.init(jax.random.key(0), pixels, train=False))
+  if shapes == jax.tree.structure(theirs["params"]):  # same parameters, another function
+    apply = jax.jit(functools.partial(official_stage.apply, train=False))
+    assert np.abs(apply(weights, pixels) - out).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+  ("fields", "shape"),
+  [
+    ({"head": "linear", "in_channels": 4}, (2, 5, 6, 7)),
+    ({"head": "image"}, (2, 7)),
+    ({"dtype": jnp.bfloat16, "remat": True, "drop_path": 0.1}, (2, 5, 6, 7)),
+  ],
+  ids=["linear", "image", "bfloat16"],
+)
+def test_heads_and_dtypes(fields, shape):
+  other = create_model("afformer_tiny", num_classes=7, **fields)
+  images = jnp.zeros((2, 33, 47, other.in_channels))
+  variables, logits = jax.eval_shape(
+    lambda key: (
+      other.init(key, images),
+      other.init_with_output({"params": key, "dropout": key, "drop_path": key}, images, train=True)[
+        0
+      ],
+    ),
+    jax.random.key(0),
+  )
+  assert logits.shape == shape
+  assert logits.dtype == jnp.float32
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables["params"]))
 
 
 def test_spectral_models_are_named():

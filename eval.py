@@ -1,0 +1,211 @@
+"""Evaluates a model: `python eval.py --config=configs/afformer/camvid.py --checkpoint=runs/camvid`.
+
+The configuration says which data and how images are seen; the checkpoint says which model. It is a
+released bundle (`.safetensors`), the working directory of a run (its best checkpoint, averaged
+weights where it kept an average), or a file with official names (`.pth`, then the configuration
+says which model). Without `--checkpoint`, the run in `--workdir` is evaluated.
+
+Any field can be set: `--config.eval.split=test`, `--config.eval.mode=slide`,
+`--config.eval.scales='(0.75,1.0,1.25)' --config.eval.flip=True`.
+
+In the output folder (default `WORKDIR/eval_SPLIT`): `metrics.json`, `confusion.png`, and
+`sample_*.png` (image | prediction | ground truth).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from effseg_jax import platform
+from effseg_jax.errors import UserError, friendly_exit
+
+if TYPE_CHECKING:
+  import flax.linen as nn
+
+  from effseg_jax.tasks import Task
+  from effseg_jax.training.experiment import EvaluationResult
+  from effseg_jax.training.state import Variables
+
+_OFFICIAL_SUFFIXES = (".pth", ".pt", ".pkl", ".npz")
+
+# A matrix of more classes is neither quick to draw nor possible to read.
+_MAX_DRAWN_CLASSES = 256
+
+
+def evaluate(config: ConfigDict, checkpoint: str | Path, output: str | Path) -> EvaluationResult:
+  """Evaluates a checkpoint on the configured split and writes what was found.
+
+  Args:
+    config: a complete experiment; `data`, `task` and `eval` are used, and `model` for official
+      files.
+    checkpoint: bundle, working directory or official file.
+    output: folder for `metrics.json`, `confusion.png` and `sample_*.png`; made if it is missing.
+
+  Returns:
+    Metrics, table and samples, as in training.
+
+  Raises:
+    UserError: if the checkpoint cannot be read, or its classes are not those of the data set.
+  """
+  import jax
+
+  from effseg_jax.training import evaluation, experiment, sharding
+
+  mesh = sharding.make_mesh(config.mesh)
+  dataset = experiment.open_dataset(config, config.eval.split)
+  model, variables, task = load(config, checkpoint, experiment.make_task(config.task, dataset))
+  evaluator = experiment.make_evaluator(config, model, task, mesh)
+
+  begin = time.monotonic()
+  result = evaluator(evaluation.variables_on(variables, mesh))
+  seconds = time.monotonic() - begin
+  if jax.process_index() == 0:
+    facts = {
+      "checkpoint": str(checkpoint),
+      "data": config.data.name,
+      "split": config.eval.split,
+      "num_images": len(dataset),
+      "seconds": round(seconds, 1),
+      "inference": _inference(config),
+    }
+    _write(result, task, facts, Path(output))
+    print(result.table)
+    print(
+      f"{checkpoint} on {config.data.name} {config.eval.split}: {len(dataset):,} images in"
+      f" {seconds:.0f} s (compilation included); written to {output}",
+      flush=True,
+    )
+  return result
+
+
+def load(
+  config: ConfigDict, checkpoint: str | Path, task: Task
+) -> tuple[nn.Module, Variables, Task]:
+  """Reads the model to evaluate. What the checkpoint knows of itself wins over the configuration.
+
+  Args:
+    config: names the model where the checkpoint does not.
+    checkpoint: bundle, working directory or official file.
+    task: with the data set's classes.
+
+  Returns:
+    The model, its variables (host arrays), and the task with the checkpoint's normalisation.
+
+  Raises:
+    UserError: if nothing can be read there, or if task or classes are not those of the data set.
+  """
+  import effseg_jax
+  from effseg_jax.training import experiment
+  from effseg_jax.training.checkpoint import load_for_inference
+
+  if Path(checkpoint).suffix in _OFFICIAL_SUFFIXES:
+    model = experiment.make_model(config.model, task.num_classes)
+    return model, effseg_jax.load_weights(model, checkpoint), task
+
+  bundle = load_for_inference(checkpoint)
+  _check_classes(bundle.card["task"], config, task, checkpoint)
+  wanted = {"name": config.model.name, **experiment.model_fields(config.model, task.num_classes)}
+  card = {"name": bundle.card["model"]["name"], **bundle.card["model"]["fields"]}
+  for key in sorted(set(wanted) & set(card)):
+    if json.dumps(wanted[key]) != json.dumps(card[key]):
+      print(
+        f"note: {checkpoint} was made with model.{key}={card[key]}; the configuration's"
+        f" {wanted[key]} is not used"
+      )
+  normalisation = {key: tuple(bundle.card["task"][key]) for key in ("mean", "std")}
+  return bundle.model, bundle.variables, dataclasses.replace(task, **normalisation)
+
+
+def _check_classes(
+  card: dict[str, Any], config: ConfigDict, task: Task, checkpoint: str | Path
+) -> None:
+  """Raises `UserError` unless the checkpoint was trained for this task and these classes."""
+  if card["name"] != config.task.name:
+    raise UserError(
+      f"{checkpoint} was trained for {card['name']} and --config is for {config.task.name};"
+      " take the configuration that it was trained with."
+    )
+  theirs, ours = tuple(card["classes"]), tuple(task.classes)
+  if theirs == ours:
+    return
+  found = f"{len(theirs)} classes where the data set has {len(ours)}"
+  if len(theirs) == len(ours):
+    index = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    found = f"class {index} is {theirs[index]!r} where the data set has {ours[index]!r}"
+  raise UserError(
+    f"{checkpoint} does not fit {config.data.name}: {found}. Take the data set that it was trained"
+    " on, or train a new head with train.py --config.init_from."
+  )
+
+
+def _inference(config: ConfigDict) -> dict[str, Any]:
+  """The settings that a number depends on."""
+  names = ("scale", "multiple", "mode", "crop", "stride", "scales", "flip", "resize")
+  return {name: config.eval[name] for name in names if name in config.eval}
+
+
+def _write(result: EvaluationResult, task: Task, facts: dict[str, Any], folder: Path) -> None:
+  """Writes numbers and pictures."""
+  from PIL import Image
+
+  from effseg_jax.tasks import pictures
+
+  folder.mkdir(parents=True, exist_ok=True)
+  dense = hasattr(task, "palette")
+  scores = result.matrix.to_json(task.classes) if dense else result.scalars
+  text = json.dumps({**facts, **scores}, indent=2, ensure_ascii=False)
+  (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+  if task.num_classes <= _MAX_DRAWN_CLASSES:
+    picture = pictures.confusion_picture(result.matrix.counts, task.classes)
+    Image.fromarray(picture).save(folder / "confusion.png")
+  for index, sample in enumerate(result.samples):
+    row = [(sample.image, sample.prediction, sample.label)]
+    picture = pictures.side_by_side(row, task.palette, height=sample.label.shape[0])
+    Image.fromarray(picture).save(folder / f"sample_{index:02d}.png")
+
+
+def define_flags() -> None:
+  """Not at import: a notebook imports this file beside other entry points with flags alike."""
+  config_flags.DEFINE_config_file(
+    "config", None, "The experiment: configs/afformer/camvid.py[:variant].", lock_config=True
+  )
+  flags.DEFINE_string(
+    "checkpoint", None, "A bundle, a run's working directory or an official file; else --workdir."
+  )
+  flags.DEFINE_string("workdir", None, "Of the run.")
+  flags.DEFINE_string("output", None, "Where results go; default: WORKDIR/eval_SPLIT.")
+
+
+def main(argv: list[str]) -> None:
+  """Checks the flags and evaluates."""
+  given = flags.FLAGS
+  with friendly_exit():
+    if len(argv) > 1:
+      raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
+    if given.config is None:
+      raise UserError("--config is needed; see python eval.py --help.")
+    checkpoint = given.checkpoint or given.workdir
+    if not checkpoint:
+      raise UserError("--checkpoint or --workdir is needed; see python eval.py --help.")
+    if not Path(checkpoint).exists():
+      raise UserError(f"{checkpoint} does not exist; expected a bundle or a run's --workdir.")
+    workdir = given.workdir or (checkpoint if Path(checkpoint).is_dir() else None)
+    if not (given.output or workdir):
+      raise UserError("--output=DIR is needed for a checkpoint that is a file.")
+    output = given.output or Path(workdir) / f"eval_{given.config.eval.split}"
+    logging.set_verbosity(logging.ERROR)  # orbax warns of what is of no concern here
+    platform.tune_host_malloc()
+    platform.use_compilation_cache()
+    evaluate(given.config, checkpoint, output)
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(main)

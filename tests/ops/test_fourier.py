@@ -1,0 +1,196 @@
+"""Filters on spectra against the sums over positions that they stand for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from effseg_jax.ops import conv, fourier
+
+GRIDS = [(7, 11), (6, 9), (5, 8), (1, 4)]
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def assert_close(found, expected, tolerance=1e-5):
+  assert found.shape == expected.shape
+  difference = np.abs(np.asarray(found) - np.asarray(expected)).max()
+  assert difference <= tolerance * max(np.abs(np.asarray(expected)).max(), 1.0)
+
+
+def assert_same_function(form, reference, *arrays):
+  """Values and all gradients agree."""
+
+  @jax.jit
+  def both(*arrays):
+    found, pull = jax.vjp(form, *arrays)
+    expected, pull_reference = jax.vjp(reference, *arrays)
+    cotangent = jax.random.normal(jax.random.key(0), expected.shape)
+    return (found, *pull(cotangent)), (expected, *pull_reference(cotangent))
+
+  for found, expected in zip(*both(*arrays), strict=True):
+    assert_close(found, expected)
+
+
+def wrapped(x, kernel):
+  """The circular convolution: wrap the borders, then convolve without padding."""
+  radius = kernel.shape[0] // 2
+  for axis in (1, 2):
+    x = jnp.take(x, np.arange(-radius, x.shape[axis] + radius) % x.shape[axis], axis=axis)
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (1, 1),
+    "VALID",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=x.shape[-1],
+  )
+
+
+@pytest.mark.parametrize(("grid", "size"), [((7, 11), 3), ((6, 5), 7), ((3, 2), 9)])
+def test_padded_convolution(grid, size):
+  x, kernel = normal(0, 2, *grid, 3), normal(1, size, size, 1, 3)
+  assert_same_function(fourier.depthwise_conv_fft, conv.depthwise_conv_grouped, x, kernel)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((7, 11), 3), ((6, 5), 7), ((3, 2), 9)])
+def test_circular_convolution(grid, size):
+  x, kernel = normal(0, 2, *grid, 3), normal(1, size, size, 1, 3)
+  assert_same_function(fourier.depthwise_conv_circular, wrapped, x, kernel)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((7, 11), 3), ((3, 2), 9)])
+def test_kernel_gradient(grid, size):
+  x, cotangent = normal(0, 2, *grid, 3), normal(1, 2, *grid, 3)
+  kernel = normal(2, size, size, 1, 3)
+  expected = jax.vjp(lambda k: conv.depthwise_conv_grouped(x, k), kernel)[1](cotangent)[0]
+  found = fourier.depthwise_conv_fft_kernel_gradient(x, kernel.shape, cotangent)
+  assert found.dtype == jnp.float32
+  assert_close(found, expected)
+
+
+def test_kernel_spectrum_is_the_sum_of_section_7_2():
+  kernel, (rows, cols) = normal(0, 5, 5, 1, 2), (7, 6)
+  found = fourier.kernel_spectrum(kernel, (rows, cols))
+  u, v = np.arange(rows)[:, None, None, None], np.arange(cols // 2 + 1)[:, None, None]
+  a, b = np.arange(-2, 3)[:, None], np.arange(-2, 3)
+  waves = np.exp(2j * np.pi * (u * a / rows + v * b / cols))
+  assert_close(found, np.einsum("uvab,abc->uvc", waves, kernel[:, :, 0])[None])
+
+
+def test_point_symmetric_kernels_have_real_spectra():
+  kernel = normal(0, 5, 5, 1, 2)
+  symmetric = kernel + kernel[::-1, ::-1]
+  assert np.abs(fourier.kernel_spectrum(symmetric, (7, 6)).imag).max() <= 1e-5
+  assert np.abs(fourier.kernel_spectrum(kernel, (7, 6)).imag).max() > 0.1
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_lowest_pass_is_the_mean(grid):
+  x = normal(0, 2, *grid, 4)
+  mean = jnp.broadcast_to(x.mean((1, 2), keepdims=True), x.shape)
+  assert_close(fourier.ideal_low_pass(x, (1,)), mean)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("length", [12, 13])
+@pytest.mark.parametrize("cutoff", [1, 2, 3, 6])
+def test_low_pass_keeps_low_and_removes_high_frequencies(axis, length, cutoff):
+  size = (length, 5) if axis == 1 else (5, length)
+  frequencies = np.arange(length // 2 + 1)
+  waves = np.cos(2 * np.pi * np.arange(length)[:, None] * frequencies / length + 0.3)
+  waves[:, 0] = 1.0
+  x = np.broadcast_to(np.expand_dims(waves, (0, 3 - axis)), (1, *size, len(frequencies)))
+  x = jnp.asarray(x, jnp.float32)
+  gain = np.where(frequencies < cutoff / 2, 1.0, np.where(frequencies == cutoff / 2, 0.5, 0.0))
+  assert_close(fourier.ideal_low_pass(x, (cutoff,)), x * gain.astype(np.float32), 2e-6)
+
+
+def test_each_group_of_channels_has_its_low_pass():
+  x = normal(0, 1, 7, 6, 6)
+  found = fourier.ideal_low_pass(x, (1, 3, 6))
+  parts = [
+    fourier.ideal_low_pass(part, (s,))
+    for part, s in zip(jnp.split(x, 3, -1), (1, 3, 6), strict=True)
+  ]
+  assert_close(found, jnp.concatenate(parts, -1))
+
+
+@pytest.mark.parametrize("grid", [(7, 11), (6, 8)])
+def test_low_pass_is_its_own_gradient(grid):
+  """A real multiplier, the same at u and -u, is a symmetric matrix over positions."""
+  x, cotangent = normal(0, 2, *grid, 4), normal(1, 2, *grid, 4)
+  low_pass = lambda x: fourier.ideal_low_pass(x, (2, 6))  # noqa: E731
+  assert_close(jax.vjp(low_pass, x)[1](cotangent)[0], low_pass(cotangent))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_learned_filter_of_ones_is_the_identity(grid):
+  x, ones = normal(0, 2, *grid, 3), jnp.ones((8, 5, 3))
+  assert_close(fourier.learned_filter(x, ones, jnp.zeros_like(ones)), x)
+
+
+@pytest.mark.parametrize("grid", [(7, 11), (6, 8)])
+def test_a_learned_filter_is_exact_on_its_own_grid(grid):
+  def direct(x, real, imaginary):
+    spectrum = jnp.fft.rfft2(x, axes=(1, 2)) * (real + 1j * imaginary)
+    return jnp.fft.irfft2(spectrum, grid, axes=(1, 2))
+
+  factors = normal(1, 2, grid[0], grid[1] // 2 + 1, 3)
+  assert_same_function(fourier.learned_filter, direct, normal(0, 2, *grid, 3), *factors)
+
+
+@pytest.mark.parametrize("grid", [(7, 11), (6, 8), (3, 4), (16, 9)])
+def test_a_learned_filter_keeps_its_shape_over_frequencies(grid):
+  """Factors that fall linearly with |u| / rows mean the same on another grid."""
+  reference = 1 - np.abs(np.fft.fftfreq(8))
+  factors = jnp.broadcast_to(jnp.asarray(reference, jnp.float32)[:, None, None], (8, 5, 1))
+  impulse = jnp.zeros((1, *grid, 1)).at[0, 0, 0, 0].set(1.0)
+  found = fourier.learned_filter(impulse, factors, jnp.zeros_like(factors))
+  gain = jnp.fft.fft2(found[0, :, :, 0]).real
+  # Frequencies between the reference's last positive one and one half have no neighbour above.
+  expected = 1 - np.minimum(
+    np.abs(np.fft.fftfreq(grid[0])), np.where(np.fft.fftfreq(grid[0]) > 0, 3 / 8, 0.5)
+  )
+  np.testing.assert_allclose(gain, np.broadcast_to(expected[:, None], grid), atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_frequency_similarity_is_the_sum_over_tokens(grid):
+  tokens = grid[0] * grid[1]
+  weights, values = normal(0, 2, 3, tokens, 4), normal(1, 2, 3, tokens, 5)
+  assert_same_function(
+    lambda w, v: fourier.frequency_similarity_kernel(w, v, grid),
+    lambda w, v: jnp.einsum("bnpd,bnpe->bnde", w, v),
+    jax.nn.softmax(weights, axis=2),
+    values,
+  )
+
+
+def test_bfloat16_stays():
+  x = normal(0, 1, 7, 6, 4)
+  half, kernel, ones = x.astype(jnp.bfloat16), normal(1, 3, 3, 1, 4), jnp.ones((4, 3, 4))
+  for form in (
+    lambda x: fourier.depthwise_conv_fft(x, kernel),
+    lambda x: fourier.depthwise_conv_circular(x, kernel),
+    lambda x: fourier.ideal_low_pass(x, (3,)),
+    lambda x: fourier.learned_filter(x, ones, ones),
+  ):
+    found = form(half)
+    assert found.dtype == jnp.bfloat16
+    assert_close(found.astype(jnp.float32), form(x), 2e-2)
+
+
+def test_fast_sizes_are_the_next_smooth_numbers():
+  def smooth(n):
+    for prime in (2, 3, 5):
+      while n % prime == 0:
+        n //= prime
+    return n == 1
+
+  for size in range(1, 700):
+    assert fourier.fast_size(size) == next(n for n in range(size, 2 * size + 1) if smooth(n))
