@@ -90,7 +90,11 @@ def measure(
     _decode(read, count)  # from now on the files are in the system's cache
     pipeline, decoding = [], []
     for number in range(rounds):
-      pipeline.append(_pipeline(dataset, steps, batch_size, batches, count, seed=number))
+      pipeline.append(
+        _pipeline(
+          dataset, steps, batch_size=batch_size, batches=batches, threads=count, seed=number
+        )
+      )
       decoding.append(_decode(read, count))
     rows.append(
       {
@@ -125,7 +129,7 @@ def data_table(results: Mapping[str, Any]) -> str:
 
 
 def _pipeline(
-  dataset: Any, steps: Sequence[Any], batch_size: int, batches: int, threads: int, seed: int
+  dataset: Any, steps: Sequence[Any], *, batch_size: int, batches: int, threads: int, seed: int
 ) -> float:
   """Images per second, from the first batch on: starting the threads is not counted."""
   stream = loader.train_batches(

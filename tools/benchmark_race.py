@@ -53,7 +53,9 @@ class Worker:
 
   def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
     """Starts it; `environment` is added to this process's."""
-    self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
+    self._errors = tempfile.TemporaryFile(  # noqa: SIM115 (closed with the process)
+      mode="w+", encoding="utf-8", errors="replace"
+    )
     self._process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,

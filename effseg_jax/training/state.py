@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from effseg_jax.ops import backend
 from effseg_jax.training import sharding, trees
 
 Variables = Mapping[str, Any]
@@ -97,7 +98,10 @@ def init_state(
     )
 
   shardings = sharding.tree_shardings(jax.eval_shape(init), rules, mesh)
-  return jax.jit(init, out_shardings=shardings)()
+  # It runs once, and optimising a hundred random draws would take longer than all of training's
+  # first minute: on the CPU compilation falls from 26 to 9 seconds.
+  options = {"xla_backend_optimization_level": 0} if backend.platform() == "cpu" else None
+  return jax.jit(init, out_shardings=shardings, compiler_options=options)()
 
 
 def replace_variables(state: TrainState, variables: Variables) -> TrainState:

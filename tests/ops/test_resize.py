@@ -64,8 +64,8 @@ def test_resizing_is_pytorchs(source, target, align_corners):
   resized.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2)))
   value, gradient = resize(target, align_corners)(x, cotangent)
   expected = resized.detach().numpy().transpose(0, 2, 3, 1)
-  np.testing.assert_allclose(value, expected, atol=2e-6)
-  np.testing.assert_allclose(gradient, theirs.grad.numpy().transpose(0, 2, 3, 1), atol=5e-6)
+  np.testing.assert_allclose(value, expected, atol=5e-6)  # PyTorch's weights are float32
+  np.testing.assert_allclose(gradient, theirs.grad.numpy().transpose(0, 2, 3, 1), atol=1e-5)
 
 
 def test_a_ramp_by_hand():

@@ -120,9 +120,7 @@ class Attention(nn.Module):
     similarity = key.softmax(dim=2).transpose(2, 3) @ value
     mixed = width**-0.5 * (query @ similarity)
     image = value.transpose(2, 3).reshape(batch, channels, *size)
-    high, low = (
-      y.reshape(batch, HEADS, width, count).transpose(2, 3) for y in self.crpe(image)
-    )
+    high, low = (y.reshape(batch, HEADS, width, count).transpose(2, 3) for y in self.crpe(image))
     mixed = mixed + query * high + low
     return self.proj(mixed.transpose(1, 2).reshape(batch, count, channels))
 
@@ -197,9 +195,7 @@ class Stage(nn.Module):
       return self.aggregate(self.Restore(pixels + prototypes))
     prototypes = self.mhca_blks[0](prototypes)
     if prototypes.shape != pixels.shape:
-      prototypes = F.interpolate(
-        prototypes, pixels.shape[2:], mode="bilinear", align_corners=True
-      )
+      prototypes = F.interpolate(prototypes, pixels.shape[2:], mode="bilinear", align_corners=True)
     return self.aggregate(self.Restore(pixels) + prototypes)
 
 
