@@ -26,6 +26,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and pic
 def train(config: ConfigDict, workdir: str) -> Path | None:
   """Runs the training that a configuration describes; returns the picture drawn at the end."""
   import jax
+  from clu import parameter_overview
 
   from effseg_jax.training import experiment, sharding
   from effseg_jax.training import state as state_lib
@@ -64,6 +65,7 @@ def train(config: ConfigDict, workdir: str) -> Path | None:
       state, experiment.read_variables(config.init_from, model), config.init_from
     )
   log.text(run_summary(experiment.describe(config, state, dataset, mesh, workdir)))
+  log.document("parameters.txt", parameter_overview.get_parameter_overview(state.params))
 
   # The compiled programs.
   train_step = compile_train_step(

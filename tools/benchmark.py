@@ -160,7 +160,7 @@ def race_table(numbers: Sequence[Mapping[str, Any]]) -> str:
       report.megabytes(entry["temp_bytes"]),
     ]
     rows.append(row + ([report.megabytes(entry["device_bytes"])] if accelerator else []))
-  return report.table(header, rows)
+  return report.table(header, rows, text_columns=2)
 
 
 def run_filters(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:

@@ -56,12 +56,12 @@ class Contender:
   """Something that can be timed.
 
   Attributes:
-    run: one call; returns when its result is there.
+    run: one call, which ends when its result is there.
     facts: `compile_seconds`, `temp_bytes` (None where there is no compiler) and `device`.
     device_bytes: the largest memory in use on the accelerator so far, None on the CPU.
   """
 
-  run: Callable[[], None]
+  run: Callable[[], Any]
   facts: dict[str, Any]
   device_bytes: Callable[[], int | None]
 
@@ -79,9 +79,8 @@ def example(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
   shape = (spec.batch, spec.rows, spec.cols)
   images = rng.integers(0, 256, (*shape, 3), np.uint8)
   # Regions of 32 pixels, so that the loss meets labels that look like labels; some are ignored.
-  regions = rng.integers(
-    0, spec.num_classes, (spec.batch, -(-spec.rows // 32), -(-spec.cols // 32))
-  )
+  coarse = (spec.batch, -(-spec.rows // 32), -(-spec.cols // 32))
+  regions = rng.integers(0, spec.num_classes, coarse)
   labels = regions.repeat(32, 1).repeat(32, 2)[:, : spec.rows, : spec.cols].astype(np.uint8)
   labels[:, :4] = IGNORE_LABEL
   return images, labels
@@ -105,7 +104,7 @@ def _ours(spec: Spec) -> Contender:
     stats = None if device.platform == "cpu" else device.memory_stats()
     return stats["peak_bytes_in_use"] if stats else None
 
-  return Contender(lambda: jax.block_until_ready(call()) and None, facts, device_bytes)
+  return Contender(lambda: jax.block_until_ready(call()), facts, device_bytes)
 
 
 def _our_forward(spec: Spec) -> tuple[Callable[[], Any], float, Any]:

@@ -150,7 +150,7 @@ def operations_table(rows: Sequence[Mapping[str, Any]]) -> str:
     median, least = milliseconds(row["seconds"])
     memory = "-" if temp is None else f"{temp / 1e6:.1f}"
     lines.append((row["operation"], row["form"], median, least, f"{row['ratio']:.2f}", memory))
-  return table(header, lines)
+  return table(header, lines, text_columns=2)
 
 
 Forms = dict[str, tuple[Callable[[], Any], int | None]]

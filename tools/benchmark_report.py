@@ -39,12 +39,15 @@ def ratio_range(reference: Sequence[float], seconds: Sequence[float]) -> tuple[f
   return low, high
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Aligned columns: the first to the left, the others to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+  """Aligned columns: the first `text_columns` to the left, the others to the right."""
   lines = [header, *rows]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return "\n".join(
-    "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+    "  ".join(
+      cell.ljust(width) if index < text_columns else cell.rjust(width)
+      for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
     for line in lines
   )
 

@@ -39,7 +39,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
   )
 
   config.train = ConfigDict(
-    {"batch_size": 16, "num_steps": 400, "accumulate": 1, "average_decay": 0.98}
+    {"batch_size": 8, "num_steps": 320, "accumulate": 1, "average_decay": 0.95}
   )
   config.optimizer = defaults.adamw(learning_rate=2e-3, weight_decay=0.01)
   config.schedule = defaults.poly(warmup_steps=30)
@@ -47,7 +47,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
   config.eval = ConfigDict(defaults.whole_image(scale=(0, 0), multiple=1))
   config.eval.split = "val"
   config.eval.batch_size = 16
-  config.eval.every = 200
-  config.checkpoint.every = 200
+  config.eval.every = 160
+  config.checkpoint.every = 160
   config.log.every = 20
   return config

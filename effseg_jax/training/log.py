@@ -10,10 +10,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from clu import metrics
 from tensorboardX import SummaryWriter
 
 from effseg_jax.tasks import Task
 from effseg_jax.training.step import StepReport
+
+# What people look for in a line comes first.
+_FIRST = ("loss", "mIoU", "accuracy", "top1")
 
 
 class RunLog:
@@ -49,12 +53,17 @@ class RunLog:
     """Logs a window of training steps: its mean scalars, its speed, the time left."""
     seconds = pace.seconds_per_step()
     left = (self._num_steps - step) * seconds
-    numbers = {**scalars, "images_per_second": self._batch_size / seconds}
-    shown = "  ".join(f"{name} {_short(name, value)}" for name, value in numbers.items())
+    speed = self._batch_size / seconds
+    first = [name for name in _FIRST if name in scalars]
+    order = first + [name for name in scalars if name not in first]
+    shown = "  ".join(f"{name} {_short(name, scalars[name])}" for name in order)
     best = "".join(f"  best {name} {_short(name, v)}" for name, v in self._best.items())
     width = len(str(self._num_steps))
-    self.text(f"step {step:{width}d}/{self._num_steps}  {shown}{best}  left {duration(left)}")
-    self._write("train", step, numbers)
+    self.text(
+      f"step {step:{width}d}/{self._num_steps}  {shown}{best}  {speed:.1f} images/s"
+      f"  left {duration(left)}"
+    )
+    self._write("train", step, {**scalars, "images_per_second": speed})
 
   def evaluation(self, step: int, scalars: Mapping[str, float], best_by: str) -> None:
     """Logs the metrics of an evaluation and remembers the best."""
@@ -62,6 +71,11 @@ class RunLog:
     shown = "  ".join(f"{name} {_short(name, value)}" for name, value in scalars.items())
     self.text(f"step {step}  evaluation  {shown}")
     self._write("eval", step, scalars)
+
+  def document(self, name: str, content: str) -> None:
+    """Writes a text file that describes the run."""
+    if self._active:
+      (self._workdir / name).write_text(content + "\n", encoding="utf-8")
 
   def picture(self, step: int, name: str, image: np.ndarray) -> Path | None:
     """Writes a uint8 (H, W, 3) picture; returns its path."""
@@ -140,13 +154,12 @@ class ReportWindow:
     """Means of the scalars and the task's summary of the summed counts; empties the window."""
     reports = jax.device_get(self._reports)
     self._reports = []
+    series = {name: [report.scalars[name] for report in reports] for name in reports[0].scalars}
+    series["gradient_norm"] = [np.linalg.norm(report.gradient_norms) for report in reports]
     scalars = {
-      name: float(np.mean([report.scalars[name] for report in reports]))
-      for name in reports[0].scalars
+      name: float(metrics.Average.from_model_output(np.array(values)).compute())
+      for name, values in series.items()
     }
-    scalars["gradient_norm"] = float(
-      np.mean([np.sqrt(np.sum(np.square(report.gradient_norms))) for report in reports])
-    )
     if reports[0].counts is not None:
       counts = jax.tree.map(
         lambda *c: np.sum(np.stack(c), axis=0, dtype=np.int64),

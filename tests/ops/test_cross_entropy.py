@@ -59,10 +59,11 @@ def assert_same(found, expected):
   assert np.abs(gradient - expected[3]).max() <= 1e-6 * scale
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("source", "target"), SIZES)
-def test_sums_and_gradient(source, target, weighted):
-  logits, labels, cotangent = case(source, target)
+@pytest.mark.parametrize(
+  ("size", "weighted"), [(0, False), (1, False), (1, True), (2, True), (3, False), (4, True)]
+)
+def test_sums_and_gradient(size, weighted):
+  logits, labels, cotangent = case(*SIZES[size])
   weights = np.array([0.5, 2.0, 0.0, 1.0, 3.0], np.float32) if weighted else None
   arrays = (logits, labels, weights, cotangent)
   found = jitted(upsampled_cross_entropy)(*arrays)
@@ -78,12 +79,11 @@ def test_the_value_alone_is_the_same():
   np.testing.assert_allclose(nll, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("ignore_label", [0, -1, 2])
-def test_any_label_can_be_the_ignored_one(ignore_label):
-  logits, labels, cotangent = case(*SIZES[1], ignore_label)
+def test_a_class_can_be_the_ignored_one():
+  logits, labels, cotangent = case(*SIZES[1], ignore_label=0)
   arrays = (logits, labels, None, cotangent)
-  found = jitted(upsampled_cross_entropy, ignore_label)(*arrays)
-  assert_same(found, jitted(reference_cross_entropy, ignore_label)(*arrays))
+  found = jitted(upsampled_cross_entropy, 0)(*arrays)
+  assert_same(found, jitted(reference_cross_entropy, 0)(*arrays))
 
 
 def test_large_logits_stay_finite():

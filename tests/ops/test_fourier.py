@@ -9,11 +9,14 @@ import pytest
 
 from effseg_jax.ops import conv, fourier
 
-GRIDS = [(7, 11), (6, 9), (5, 8), (1, 4)]
+GRIDS = [(7, 11), (6, 8), (1, 4)]
+
+low_pass = jax.jit(fourier.ideal_low_pass, static_argnums=1)
+learned_filter = jax.jit(fourier.learned_filter)
 
 
 def normal(seed, *shape):
-  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def assert_close(found, expected, tolerance=1e-5):
@@ -95,8 +98,8 @@ def test_point_symmetric_kernels_have_real_spectra():
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_lowest_pass_is_the_mean(grid):
   x = normal(0, 2, *grid, 4)
-  mean = jnp.broadcast_to(x.mean((1, 2), keepdims=True), x.shape)
-  assert_close(fourier.ideal_low_pass(x, (1,)), mean)
+  mean = np.broadcast_to(np.mean(x, (1, 2), keepdims=True), x.shape)
+  assert_close(low_pass(x, (1,)), mean)
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -108,18 +111,15 @@ def test_low_pass_keeps_low_and_removes_high_frequencies(axis, length, cutoff):
   waves = np.cos(2 * np.pi * np.arange(length)[:, None] * frequencies / length + 0.3)
   waves[:, 0] = 1.0
   x = np.broadcast_to(np.expand_dims(waves, (0, 3 - axis)), (1, *size, len(frequencies)))
-  x = jnp.asarray(x, jnp.float32)
+  x = x.astype(np.float32)
   gain = np.where(frequencies < cutoff / 2, 1.0, np.where(frequencies == cutoff / 2, 0.5, 0.0))
-  assert_close(fourier.ideal_low_pass(x, (cutoff,)), x * gain.astype(np.float32), 2e-6)
+  assert_close(low_pass(x, (cutoff,)), x * gain.astype(np.float32), 2e-6)
 
 
 def test_each_group_of_channels_has_its_low_pass():
   x = normal(0, 1, 7, 6, 6)
-  found = fourier.ideal_low_pass(x, (1, 3, 6))
-  parts = [
-    fourier.ideal_low_pass(part, (s,))
-    for part, s in zip(jnp.split(x, 3, -1), (1, 3, 6), strict=True)
-  ]
+  found = low_pass(x, (1, 3, 6))
+  parts = [low_pass(part, (s,)) for part, s in zip(jnp.split(x, 3, -1), (1, 3, 6), strict=True)]
   assert_close(found, jnp.concatenate(parts, -1))
 
 
@@ -127,14 +127,18 @@ def test_each_group_of_channels_has_its_low_pass():
 def test_low_pass_is_its_own_gradient(grid):
   """A real multiplier, the same at u and -u, is a symmetric matrix over positions."""
   x, cotangent = normal(0, 2, *grid, 4), normal(1, 2, *grid, 4)
-  low_pass = jax.jit(lambda x: fourier.ideal_low_pass(x, (2, 6)))
-  assert_close(jax.vjp(low_pass, x)[1](cotangent)[0], low_pass(cotangent))
+
+  @jax.jit
+  def pull(cotangent):
+    return jax.vjp(lambda x: fourier.ideal_low_pass(x, (2, 6)), x)[1](cotangent)[0]
+
+  assert_close(pull(cotangent), low_pass(cotangent, (2, 6)))
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_learned_filter_of_ones_is_the_identity(grid):
-  x, ones = normal(0, 2, *grid, 3), jnp.ones((8, 5, 3))
-  assert_close(fourier.learned_filter(x, ones, jnp.zeros_like(ones)), x)
+  x, ones = normal(0, 2, *grid, 3), np.ones((8, 5, 3), np.float32)
+  assert_close(learned_filter(x, ones, np.zeros_like(ones)), x)
 
 
 @pytest.mark.parametrize("grid", [(7, 11), (6, 8)])
@@ -151,9 +155,10 @@ def test_a_learned_filter_is_exact_on_its_own_grid(grid):
 def test_a_learned_filter_means_the_same_on_another_grid(grid):
   """Factors that fall linearly with frequency do so on every grid."""
   reference = 1 - np.abs(np.fft.fftfreq(8))
-  factors = jnp.broadcast_to(jnp.asarray(reference, jnp.float32)[:, None, None], (8, 5, 1))
-  impulse = jnp.zeros((1, *grid, 1)).at[0, 0, 0, 0].set(1.0)
-  found = jax.jit(fourier.learned_filter)(impulse, factors, jnp.zeros_like(factors))
+  factors = np.broadcast_to(reference.astype(np.float32)[:, None, None], (8, 5, 1))
+  impulse = np.zeros((1, *grid, 1), np.float32)
+  impulse[0, 0, 0, 0] = 1.0
+  found = learned_filter(impulse, factors, np.zeros_like(factors))
   gain = np.fft.fft2(found[0, :, :, 0]).real
   frequencies = np.abs(np.fft.fftfreq(grid[0]))
   inner = frequencies <= 3 / 8  # where the reference grid has a neighbour on both sides
@@ -168,7 +173,7 @@ def test_frequency_similarity_is_the_sum_over_tokens(grid):
   assert_same_function(
     lambda w, v: fourier.frequency_similarity_kernel(w, v, grid),
     lambda w, v: jnp.einsum("bnpd,bnpe->bnde", w, v),
-    jax.nn.softmax(weights, axis=2),
+    weights,
     values,
   )
 
@@ -186,7 +191,7 @@ def test_bfloat16_stays():
     )
 
   x = normal(0, 1, 7, 6, 4)
-  for found, expected in zip(forms(x.astype(jnp.bfloat16)), forms(x), strict=True):
+  for found, expected in zip(forms(jnp.asarray(x, jnp.bfloat16)), forms(x), strict=True):
     assert found.dtype == jnp.bfloat16
     assert_close(found.astype(jnp.float32), expected, 2e-2)
 
