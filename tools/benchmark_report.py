@@ -99,7 +99,8 @@ def heading(machine_facts: Mapping[str, Any], version_facts: Mapping[str, str]) 
   load = machine_facts["load_before"]
   if load is not None and load > 0.5:
     lines.append(
-      f"busy: the load was {load:.1f} before the first measurement; ratios may hold, times do not."
+      f"busy: the load was {load:.1f} before the first measurement. Neither times nor ratios hold:"
+      " PyTorch's threads wait for each other at every operation and lose most."
     )
   return "\n".join(lines)
 
