@@ -32,10 +32,11 @@ def preferred_formulation(purpose: str, kernel_size: int, stride: int = 1) -> st
   """Which formulation of a depthwise convolution is fast on the platform traced for.
 
   From `python tools/benchmark.py --filters`, recorded in docs/performance.md. On two CPU cores,
-  at grids of 16 to 128 cells a side: a product per tap beats transforms up to 11x11, and its
-  derivative with respect to the input up to 3x3; the sum over positions that the kernel's gradient
-  needs is always faster on spectra, where all taps cost as much as one. On accelerators transforms
-  move far more memory than convolutions of these sizes.
+  at grids of 16 to 64 cells a side: a product per tap beats transforms up to 9x9, and so does its
+  derivative with respect to the input. The sum over positions that the kernel's gradient needs is
+  faster on spectra from 5x5 on, where all taps cost as much as one; at 3x3 it is slower by itself,
+  and yet the whole training step is faster with it, because no shifted window is stored. On
+  accelerators transforms move far more memory than convolutions of these sizes.
 
   Args:
     purpose: "forward", "input_gradient" or "kernel_gradient".
@@ -47,7 +48,7 @@ def preferred_formulation(purpose: str, kernel_size: int, stride: int = 1) -> st
   """
   if stride > 1 or backend.platform() != "cpu":
     return "spatial"
-  largest = {"forward": 11, "input_gradient": 3, "kernel_gradient": 0}[purpose]
+  largest = {"forward": 9, "input_gradient": 9, "kernel_gradient": 0}[purpose]
   return "spatial" if kernel_size <= largest else "fft"
 
 
