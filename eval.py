@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from effseg_jax import platform
-from effseg_jax.errors import UserError, friendly_exit
+from effseg_jax.errors import UserError, friendly_exit, parse_flags
 
 if TYPE_CHECKING:
   import flax.linen as nn
@@ -208,4 +208,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

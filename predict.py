@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from effseg_jax import platform
-from effseg_jax.errors import UserError, friendly_exit
+from effseg_jax.errors import UserError, friendly_exit, parse_flags
 
 if TYPE_CHECKING:
   from effseg_jax.tasks.semantic import SemanticTask
@@ -303,4 +303,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

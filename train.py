@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from effseg_jax import platform
-from effseg_jax.errors import UserError, friendly_exit
+from effseg_jax.errors import UserError, friendly_exit, parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The experiment: configs/afformer/camvid.py[:variant].", lock_config=True
@@ -159,4 +159,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -34,3 +34,25 @@ def friendly_exit() -> Iterator[None]:
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     sys.exit(130)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses absl flags for `app.run(main, flags_parser=parse_flags)`; a mistake is one line.
+
+  A misspelt field of a configuration would otherwise end in a traceback of ml_collections.
+  """
+  from absl import flags
+
+  with friendly_exit():
+    try:
+      rest = flags.FLAGS(argv)
+      if flags.FLAGS.get_flag_value("config", None) is not None:
+        flags.FLAGS.config.is_locked  # noqa: B018 (a file that failed to load says so only now)
+      return rest
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
+      cause: BaseException = error
+      while cause.args and isinstance(cause.args[0], BaseException):
+        cause = cause.args[0]
+      text = str(cause.args[0] if len(cause.args) == 1 else cause)
+      message = " ".join(line.strip() for line in text.splitlines())
+      raise UserError(f"{message} (see --help)") from None

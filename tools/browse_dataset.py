@@ -22,7 +22,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageDraw, ImageFont
 
-from effseg_jax.errors import UserError, friendly_exit
+from effseg_jax.errors import UserError, friendly_exit, parse_flags
 from effseg_jax.tasks import pictures
 from input_pipeline import datasets, transforms
 
@@ -153,4 +153,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

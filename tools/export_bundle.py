@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from effseg_jax.errors import UserError, friendly_exit
+from effseg_jax.errors import UserError, friendly_exit, parse_flags
 
 # What of an evaluation is worth carrying with the weights.
 _METRIC_KEYS = (
@@ -167,4 +167,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

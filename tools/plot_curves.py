@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from effseg_jax.errors import UserError, friendly_exit
+from effseg_jax.errors import UserError, friendly_exit, parse_flags
 
 # Distinguishable with the common colour-vision deficiencies (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -181,4 +181,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)
