@@ -46,7 +46,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   with friendly_exit():
     try:
       rest = flags.FLAGS(argv)
-      if flags.FLAGS.get_flag_value("config", None) is not None:
+      if "config" in flags.FLAGS and flags.FLAGS.config is not None:
         flags.FLAGS.config.is_locked  # noqa: B018 (a file that failed to load says so only now)
       return rest
     except (flags.Error, AttributeError, KeyError, OSError) as error:
