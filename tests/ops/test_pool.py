@@ -1,13 +1,15 @@
-"""Adaptive average pooling against a loop over bins, and PyTorch where it is installed."""
+"""Pooling against loops and the reduction, and PyTorch where it is installed."""
 
 from __future__ import annotations
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effseg_jax.ops.pool import adaptive_average_matrix
+from effseg_jax.ops.pool import adaptive_average_matrix, max_pool, max_pool_reduction
 
 SIZES = [(12, 6), (13, 6), (7, 3), (5, 2), (11, 1), (2, 3), (1, 6), (4, 4)]
 
@@ -31,3 +33,25 @@ def test_bins_are_pytorchs(size, bins):
   units = torch.eye(size, dtype=torch.float64)[None]
   pooled = torch.nn.functional.adaptive_avg_pool1d(units, bins)[0].numpy()
   np.testing.assert_allclose(adaptive_average_matrix(size, bins), pooled.T, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "stride"), [
+  ((2, 7, 6, 3), 1), ((2, 7, 6, 3), 2), ((1, 1, 2, 3), 2),
+])  # fmt: skip
+def test_max_pool_is_the_window_reduction(shape, stride):
+  x = -np.abs(np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+
+  @jax.jit
+  def both(x):
+    found, pull = jax.vjp(lambda x: max_pool(x, 3, stride), x)
+    expected, pull_reference = jax.vjp(lambda x: max_pool_reduction(x, 3, stride), x)
+    cotangent = jax.random.normal(jax.random.key(0), expected.shape)
+    return (found, pull(cotangent)), (expected, pull_reference(cotangent))
+
+  found, expected = both(x)
+  assert found[0].shape == (shape[0], -(-shape[1] // stride), -(-shape[2] // stride), shape[3])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+def test_max_pool_keeps_bfloat16():
+  assert max_pool(jnp.zeros((1, 3, 3, 1), jnp.bfloat16)).dtype == jnp.bfloat16
