@@ -6,23 +6,33 @@ modules that a stage's blocks share are listed there once for every parent.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from effseg_jax.models.afformer import HIGHPASS_KERNELS, AFFormer
 from effseg_jax.weights import table
-from effseg_jax.weights.table import Row
+from effseg_jax.weights.table import Part, Row
 
-# Part -> what its official names begin with inside that part's own files: the ImageNet weights are
-# those of the backbone alone, and may lack the prefix.
-PARTS = {"backbone": ("stem.", "patch_embed_stages.", "mhca_stages.")}
+# The ImageNet weights are those of the backbone alone, and may lack the prefix.
+PARTS = {
+  "backbone": Part(
+    r"backbone\.", r"\w+/backbone/", ("stem.", "patch_embed_stages.", "mhca_stages.")
+  )
+}
 
 
 def example_inputs(model: AFFormer) -> tuple[jax.ShapeDtypeStruct, ...]:
   """Arguments of a model, of any size: no parameter's shape depends on it."""
   return (jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), jnp.float32),)
+
+
+def renamed(model: AFFormer, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+  """A file's tensors under the official names, which all files have."""
+  del model
+  return tensors
 
 
 def rows(model: AFFormer, paths: Collection[str]) -> list[Row]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -25,11 +26,12 @@ from effseg_jax.ops.backend import target_platform
 from effseg_jax.weights import table
 from effseg_jax.weights.bundle import read_bundle
 from effseg_jax.weights.reader import read_state_dict, tensors_by_name
-from effseg_jax.weights.table import Row
+from effseg_jax.weights.table import Part, Row
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Class of a model -> module with `PARTS`, `example_inputs(model)` and `rows(model, paths)`.
+# Class of a model -> module with `PARTS`, `example_inputs(model)`, `rows(model, paths)`, and
+# `renamed(model, tensors)`: a file's tensors under the official names, whatever names it has.
 _NAMES = {"effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer"}
 
 
@@ -45,6 +47,7 @@ def load_weights(
       names to arrays in PyTorch's layout.
     partial: `"backbone"` reads that part alone, from a file of the whole model or of the backbone
       (ImageNet weights, whose names may lack `backbone.`); the rest of the file is not looked at.
+      Models may have other parts: an error names them.
 
   Returns:
     The model's collections (`params`, `batch_stats` and others, if it has them) of float32 numpy
@@ -64,19 +67,21 @@ def load_weights(
   shapes = variable_shapes(model)
   if not isinstance(source, Mapping) and is_bundle(Path(source)):
     arrays = {**_dead_zeros(names.rows(model, shapes), shapes), **read_bundle(source)[0]}
-    return _load_own(arrays, shapes, str(source), partial)
+    return _load_own(arrays, shapes, str(source), names.PARTS.get(partial))
   if isinstance(source, Mapping):
     origin, tensors = "the given mapping", tensors_by_name(source)
   else:
     origin, tensors = str(source), read_state_dict(source)
   rows = names.rows(model, shapes)
-  for part, beginnings in names.PARTS.items():
-    tensors = _with_prefix(tensors, part, beginnings)
+  tensors = names.renamed(model, tensors)
+  for name, part in names.PARTS.items():
+    tensors = _with_prefix(tensors, name, part.beginnings)
   if partial is not None:
-    shapes = _part_of(shapes, partial)
-    rows = [row for row in rows if row.name.startswith(f"{partial}.")]
-    tensors = {name: x for name, x in tensors.items() if name.startswith(f"{partial}.")}
-  _check_fit(rows, shapes, tensors, origin, tuple(names.PARTS) if partial is None else ())
+    part = names.PARTS[partial]
+    shapes = _part_of(shapes, part)
+    rows = [row for row in rows if re.match(part.names, row.name)]
+    tensors = {name: x for name, x in tensors.items() if re.match(part.names, name)}
+  _check_fit(rows, shapes, tensors, origin, names.PARTS if partial is None else {})
   return unflatten_dict(
     {
       row.path: table.to_ours(np.asarray(tensors[row.name]), row.layout)
@@ -116,7 +121,7 @@ def export_weights(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, 
   return {
     row.name: table.to_official(arrays[row.path], row.layout)
     if row.path
-    else np.zeros((), np.int64)
+    else np.array(row.constant)
     for row in rows
   }
 
@@ -161,7 +166,7 @@ def _check_fit(
   shapes: Shapes,
   tensors: Mapping[str, Any],
   origin: str,
-  parts: Collection[str],
+  parts: Mapping[str, Part],
 ) -> None:
   """Compares official tensors with what a model takes; raises one error with all differences."""
   missing, wrong, differing = [], [], []
@@ -170,10 +175,13 @@ def _check_fit(
       if row.path:  # PyTorch itself does without the counters, which old files lack
         missing.append(row.name)
       continue
+    if not row.path:
+      continue
     array = tensors[row.name]
-    expected = table.official_shape(shapes[row.path], row.layout) if row.path else ()
+    expected = table.official_shape(shapes[row.path], row.layout)
     if tuple(array.shape) != expected:
-      wrong.append(f"{row.name} has shape {tuple(array.shape)}, expected {expected}")
+      meaning = f" ({row.meaning})" if row.meaning else ""
+      wrong.append(f"{row.name} has shape {tuple(array.shape)}, expected {expected}{meaning}")
     elif np.asarray(array).dtype.kind not in "biuf":
       wrong.append(f"{row.name} has type {np.asarray(array).dtype}, expected numbers")
     elif row.canonical in tensors and not np.array_equal(
@@ -184,11 +192,11 @@ def _check_fit(
   missing += [f"{path} (ours alone)" for path in shapes if path not in named]
   unexpected = sorted(set(tensors) - {row.name for row in rows})
   hint = ""
-  for part in parts:
-    fits = [row for row in rows if row.path and row.name.startswith(f"{part}.")]
-    inside = (f"{part}.", f"params/{part}/", f"batch_stats/{part}/")
-    if fits and not any(line.startswith(inside) for line in (*missing, *unexpected, *wrong)):
-      hint = f' The {part} fits: partial="{part}" loads it alone.'
+  for name, part in parts.items():
+    fits = [row for row in rows if row.path and re.match(part.names, row.name)]
+    inside = re.compile(f"{part.names}|{part.paths}")
+    if fits and not any(inside.match(line) for line in (*missing, *unexpected, *wrong)):
+      hint = f' The {name} fits: partial="{name}" loads it alone.'
   groups = {
     "missing": missing,
     "unexpected": unexpected,
@@ -204,7 +212,7 @@ def _dead_zeros(rows: Collection[Row], shapes: Shapes) -> dict[str, np.ndarray]:
 
 
 def _load_own(
-  arrays: Mapping[str, np.ndarray], shapes: Shapes, origin: str, part: str | None
+  arrays: Mapping[str, np.ndarray], shapes: Shapes, origin: str, part: Part | None
 ) -> dict[str, Any]:
   """The variables that a bundle holds under our own names."""
   if part is not None:
@@ -225,9 +233,9 @@ def _check_own(arrays: Mapping[str, np.ndarray], shapes: Shapes, origin: str) ->
   _raise_differences(origin, groups)
 
 
-def _part_of(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
-  """The entries whose module is `part`: `collection/part/...`."""
-  return {path: x for path, x in flat.items() if path.split("/")[1] == part}
+def _part_of(flat: Mapping[str, Any], part: Part) -> dict[str, Any]:
+  """The entries that belong to a part."""
+  return {path: x for path, x in flat.items() if re.match(part.paths, path)}
 
 
 def is_bundle(path: Path) -> bool:

@@ -14,11 +14,14 @@ class Row:
 
   Attributes:
     name: the official name.
-    path: ours, `collection/module/.../leaf`; empty for what we do not keep (counters of batches).
+    path: ours, `collection/module/.../leaf`; empty for what we do not keep (counters of batches,
+      tables of indices).
     layout: a key of `LAYOUTS`.
     canonical: where modules share the tensor and PyTorch lists it once for each of them: the name
       under which it appears first. Empty for a name that is the first or only one.
     dead: the official model never uses it.
+    constant: what an export holds for a row without a path; a file's own is not looked at.
+    meaning: what its sizes stand for, where an error should say so.
   """
 
   name: str
@@ -26,6 +29,25 @@ class Row:
   layout: str = "same"
   canonical: str = ""
   dead: bool = False
+  constant: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((), np.int64), compare=False
+  )
+  meaning: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A part of a model that can be loaded alone.
+
+  Attributes:
+    names: regular expression that the part's official names match from their start.
+    paths: the same of our paths, `collection/module/.../leaf`.
+    beginnings: of the names in a file that holds that part alone, and may leave out its prefix.
+  """
+
+  names: str
+  paths: str
+  beginnings: tuple[str, ...] = ()
 
 
 # Layout -> axes of the official array in our order, and back. Depthwise kernels (C, 1, k, k) are
