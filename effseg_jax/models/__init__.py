@@ -16,6 +16,7 @@ _CATALOGUE = {
   "afformer_tiny_fft": "effseg_jax.models.afformer",
   "afformer_small_fft": "effseg_jax.models.afformer",
   "afformer_base_fft": "effseg_jax.models.afformer",
+  "vggish": "effseg_jax.models.backbones.vggish",
 }
 
 
