@@ -32,7 +32,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Class of a model -> module with `PARTS`, `example_inputs(model)`, `rows(model, paths)`, and
 # `renamed(model, tensors)`: a file's tensors under the official names, whatever names it has.
-_NAMES = {"effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer"}
+_NAMES = {
+  "effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer",
+  "effseg_jax.models.backbones.vggish.VGGish": "effseg_jax.weights.vggish",
+}
 
 
 def load_weights(
