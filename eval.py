@@ -8,8 +8,9 @@ says which model). Without `--checkpoint`, the run in `--workdir` is evaluated.
 Any field can be set: `--config.eval.split=test`, `--config.eval.mode=slide`,
 `--config.eval.scales='(0.75,1.0,1.25)' --config.eval.flip=True`.
 
-In the output folder (default `WORKDIR/eval_SPLIT`): `metrics.json`, `confusion.png`, and
-`sample_*.png` (image | prediction | ground truth).
+In the output folder (default `WORKDIR/eval_SPLIT`): `metrics.json`, the evaluation's pictures
+(`samples.png`, and more by task), and with `--predictions` what the model predicted, in the format
+that the field's servers and tools take.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ from effseg_jax.errors import UserError, friendly_exit, parse_flags
 if TYPE_CHECKING:
   import flax.linen as nn
 
+  from effseg_jax.evaluators import EvaluationResult
   from effseg_jax.tasks import Task
-  from effseg_jax.training.experiment import EvaluationResult
   from effseg_jax.training.state import Variables
 
 _OFFICIAL_SUFFIXES = (".pth", ".pt", ".pkl", ".npz")
 
-# A matrix of more classes is neither quick to draw nor possible to read.
-_MAX_DRAWN_CLASSES = 256
 
-
-def evaluate(config: ConfigDict, checkpoint: str | Path, output: str | Path) -> EvaluationResult:
+def evaluate(
+  config: ConfigDict, checkpoint: str | Path, output: str | Path, *, predictions: bool = False
+) -> EvaluationResult:
   """Evaluates a checkpoint on the configured split and writes what was found.
 
   Args:
     config: a complete experiment; `data`, `task` and `eval` are used, and `model` for official
       files.
     checkpoint: bundle, working directory or official file.
-    output: folder for `metrics.json`, `confusion.png` and `sample_*.png`; made if it is missing.
+    output: folder for `metrics.json` and the pictures; made if it is missing.
+    predictions: whether the predictions are written, too.
 
   Returns:
-    Metrics, table and samples, as in training.
+    Metrics, table and pictures, as in training.
 
   Raises:
     UserError: if the checkpoint cannot be read, or its classes are not those of the data set.
@@ -61,11 +62,13 @@ def evaluate(config: ConfigDict, checkpoint: str | Path, output: str | Path) -> 
   mesh = sharding.make_mesh(config.mesh)
   dataset = experiment.open_dataset(config, config.eval.split)
   model, variables, task = load(config, checkpoint, experiment.make_task(config.task, dataset))
-  evaluator = experiment.make_evaluator(config, model, task, mesh)
+  run = experiment.make_evaluation(config, model, task, mesh)
 
   begin = time.monotonic()
-  result = evaluator(evaluation.variables_on(variables, mesh))
+  result = run(evaluation.variables_on(variables, mesh))
   seconds = time.monotonic() - begin
+  if predictions:
+    _write_predictions(result, config.task.name, Path(output) / "predictions")
   if jax.process_index() == 0:
     facts = {
       "checkpoint": str(checkpoint),
@@ -73,9 +76,9 @@ def evaluate(config: ConfigDict, checkpoint: str | Path, output: str | Path) -> 
       "split": config.eval.split,
       "num_images": len(dataset),
       "seconds": round(seconds, 1),
-      "inference": _inference(config),
+      "inference": experiment.inference_settings(config.eval),
     }
-    _write(result, task, facts, Path(output))
+    _write(result, facts, Path(output))
     print(result.table)
     print(
       f"{checkpoint} on {config.data.name} {config.eval.split}: {len(dataset):,} images in"
@@ -145,30 +148,27 @@ def _check_classes(
   )
 
 
-def _inference(config: ConfigDict) -> dict[str, Any]:
-  """The settings that a number depends on."""
-  names = ("scale", "multiple", "mode", "crop", "stride", "scales", "flip", "resize")
-  return {name: config.eval[name] for name in names if name in config.eval}
+def _write_predictions(result: EvaluationResult, task_name: str, folder: Path) -> None:
+  """Writes this process's predictions.
+
+  Raises:
+    UserError: if the task has no official format.
+  """
+  if result.write_predictions is None:
+    raise UserError(f"--predictions: {task_name} has no official format of predictions.")
+  folder.mkdir(parents=True, exist_ok=True)
+  result.write_predictions(folder)
 
 
-def _write(result: EvaluationResult, task: Task, facts: dict[str, Any], folder: Path) -> None:
+def _write(result: EvaluationResult, facts: dict[str, Any], folder: Path) -> None:
   """Writes numbers and pictures."""
   from PIL import Image
 
-  from effseg_jax.tasks import pictures
-
   folder.mkdir(parents=True, exist_ok=True)
-  dense = hasattr(task, "palette")
-  scores = result.matrix.to_json(task.classes) if dense else result.scalars
-  text = json.dumps({**facts, **scores}, indent=2, ensure_ascii=False)
+  text = json.dumps({**facts, **result.report}, indent=2, ensure_ascii=False)
   (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-  if task.num_classes <= _MAX_DRAWN_CLASSES:
-    picture = pictures.confusion_picture(result.matrix.counts, task.classes)
-    Image.fromarray(picture).save(folder / "confusion.png")
-  for index, sample in enumerate(result.samples):
-    row = [(sample.image, sample.prediction, sample.label)]
-    picture = pictures.side_by_side(row, task.palette, height=sample.label.shape[0])
-    Image.fromarray(picture).save(folder / f"sample_{index:02d}.png")
+  for name, picture in result.pictures.items():
+    Image.fromarray(picture).save(folder / f"{name}.png")
 
 
 def define_flags() -> None:
@@ -181,6 +181,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("workdir", None, "Of the run.")
   flags.DEFINE_string("output", None, "Where results go; default: WORKDIR/eval_SPLIT.")
+  flags.DEFINE_bool("predictions", False, "Write what the model predicted, in the official format.")
 
 
 def main(argv: list[str]) -> None:
@@ -203,7 +204,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # orbax warns of what is of no concern here
     platform.tune_host_malloc()
     platform.use_compilation_cache()
-    evaluate(given.config, checkpoint, output)
+    evaluate(given.config, checkpoint, output, predictions=given.predictions)
 
 
 if __name__ == "__main__":

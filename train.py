@@ -23,8 +23,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and pictures go.")
 
 
-def train(config: ConfigDict, workdir: str) -> Path | None:
-  """Runs the training that a configuration describes; returns the picture drawn at the end."""
+def train(config: ConfigDict, workdir: str) -> dict[str, Path]:
+  """Runs the training that a configuration describes; returns the pictures drawn at the end."""
   import jax
   from clu import parameter_overview
 
@@ -80,13 +80,13 @@ def train(config: ConfigDict, workdir: str) -> Path | None:
     state,
     mesh,
   )
-  evaluator = experiment.make_evaluator(config, model, task, mesh)
+  evaluate = experiment.make_evaluation(config, model, task, mesh)
 
   # The loop.
   step = first_step = int(state.step)
   stop = _StopRequest()
   window, pace = ReportWindow(task), Pace()
-  previous, picture = None, None
+  previous, pictures = None, {}
   while step < config.train.num_steps and not stop.requested:
     state, report = train_step(state, sharding.put_batch(next(batches), mesh))
     step += 1
@@ -107,11 +107,11 @@ def train(config: ConfigDict, workdir: str) -> Path | None:
     metrics = None
     with pace.pause():
       if step % config.eval.every == 0 or last:
-        result = evaluator(state.eval_variables())
+        result = evaluate(state.eval_variables())
         metrics = result.scalars
         log.evaluation(step, metrics, config.eval.best_by)
-        if result.picture is not None:
-          picture = log.picture(step, "evaluation", result.picture)
+        for name, image in result.pictures.items():
+          pictures[name] = log.picture(step, name, image)
       if metrics or step % config.checkpoint.every == 0 or stop.requested:
         checkpointer.save(state, batches, metrics)
 
@@ -124,11 +124,11 @@ def train(config: ConfigDict, workdir: str) -> Path | None:
   else:
     log.text(result.table)
     log.text(f"checkpoint: {workdir}/checkpoints    log: {workdir}/metrics.jsonl")
-    if picture is not None:
-      log.text(f"picture (image | prediction | ground truth): {picture}")
+    for name, path in pictures.items():
+      log.text(f"{name}: {path}")
   log.close()
   batches.close()
-  return picture
+  return pictures
 
 
 class _StopRequest:

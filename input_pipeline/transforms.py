@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from effseg_jax.errors import UserError, suggestion
 from input_pipeline.datasets.base import IGNORE_LABEL, Example
 
 Rng = np.random.Generator
@@ -182,21 +181,6 @@ def semantic_transforms(
     *([PhotometricDistortion()] if photometric else []),
     PadTo(tuple(crop)),
   ]
-
-
-def train_transforms(task: str, **options: object) -> list[Transform]:
-  """The training transforms of a task.
-
-  Args:
-    task: `semantic` or `classification`.
-    **options: see `semantic_transforms` and `transforms_classification.classification_transforms`.
-  """
-  from input_pipeline.transforms_classification import classification_transforms
-
-  kinds = {"semantic": semantic_transforms, "classification": classification_transforms}
-  if task not in kinds:
-    raise UserError(f"there are no transforms for the task {task!r}.{suggestion(task, kinds)}")
-  return kinds[task](**options)
 
 
 def keep_ratio_size(size: Sequence[int], frame: Sequence[int]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs, datasets, loader, transforms
+from input_pipeline import codecs, datasets, loader, tasks
 from tools.benchmark_report import table
 
 
@@ -81,7 +81,7 @@ def measure(
     data.name, root=data.root or None, split=data.train_split, **data.options.to_dict()
   )
   paths = image_paths(dataset)
-  steps = transforms.train_transforms(config.task.name, **data.augment.to_dict())
+  steps = tasks.train_transforms(config.task.name, **data.augment.to_dict())
   batch_size = min(config.train.batch_size, len(paths))
   batches = -(-images // batch_size)
   read = [paths[index % len(paths)] for index in range(batches * batch_size)]

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from effseg_jax.errors import UserError, friendly_exit, parse_flags
 from effseg_jax.tasks import pictures
-from input_pipeline import datasets, transforms
+from input_pipeline import datasets, tasks
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _OUTPUT = flags.DEFINE_string("output", "sheet.png", "The picture to write.")
@@ -67,9 +67,7 @@ def browse(
     **config.data.options.to_dict(),
   )
   steps = (
-    []
-    if original
-    else transforms.train_transforms(config.task.name, **config.data.augment.to_dict())
+    [] if original else tasks.train_transforms(config.task.name, **config.data.augment.to_dict())
   )
   rng = np.random.default_rng(seed)
   chosen = rng.permutation(len(dataset))[:count]

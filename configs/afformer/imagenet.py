@@ -58,7 +58,14 @@ def get_config(variant: str = "base") -> ConfigDict:
   )
 
   config.eval = ConfigDict(
-    {"split": "val", "batch_size": 256, "every": 5 * epoch, "resize": 256, "best_by": "top1"}
+    {
+      "split": "val",
+      "batch_size": 256,
+      "every": 5 * epoch,
+      "resize": 256,
+      "crop": config.data.augment.get_ref("size"),
+      "best_by": "top1",
+    }
   )
   config.log.every = 200
   return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,6 +10,14 @@ from effseg_jax.errors import UserError, suggestion
 
 if TYPE_CHECKING:
   import jax
+
+# Name -> "module:class".
+_TASKS = {
+  "semantic": "effseg_jax.tasks.semantic:SemanticTask",
+  "classification": "effseg_jax.tasks.classification:ClassificationTask",
+  "universal": "effseg_jax.tasks.universal:UniversalTask",
+  "audio_visual": "effseg_jax.tasks.audio_visual:AudioVisualTask",
+}
 
 
 class Task(Protocol):
@@ -39,17 +48,18 @@ def make_task(config: Mapping[str, Any], dataset: Any) -> Task:
   """Builds the task of a configuration for a data set.
 
   Args:
-    config: `name` (`semantic` or `classification`) and the fields of that task's class.
-    dataset: gives `classes`, and for semantic segmentation `palette` and `ignore_label`.
-  """
-  from effseg_jax.tasks.classification import ClassificationTask
-  from effseg_jax.tasks.semantic import SemanticTask
+    config: `name` (`semantic`, `classification`, `universal` or `audio_visual`) and the fields of
+      that task's class.
+    dataset: gives `classes`, and for segmentation `palette`.
 
-  kinds = {"semantic": SemanticTask, "classification": ClassificationTask}
+  Raises:
+    UserError: for an unknown task.
+  """
   options = dict(config)
   name = options.pop("name")
-  if name not in kinds:
+  if name not in _TASKS:
     raise UserError(
-      f"task.name is {name!r}; expected one of {sorted(kinds)}.{suggestion(name, kinds)}"
+      f"task.name is {name!r}; expected one of {', '.join(_TASKS)}.{suggestion(name, _TASKS)}"
     )
-  return kinds[name].for_dataset(dataset, **options)
+  module, kind = _TASKS[name].split(":")
+  return getattr(importlib.import_module(module), kind).for_dataset(dataset, **options)

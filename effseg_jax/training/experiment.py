@@ -7,8 +7,9 @@ configuration or opens a data set.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,16 @@ from ml_collections import ConfigDict
 
 import effseg_jax
 from effseg_jax.errors import UserError
-from effseg_jax.metrics.segmentation import ConfusionMatrix
-from effseg_jax.tasks import Task, make_task, pictures
-from effseg_jax.tasks.inference import Inference
+from effseg_jax.evaluators import make_evaluator
+from effseg_jax.tasks import Task, make_task
 from effseg_jax.training import evaluation, schedules, sharding, trees
 from effseg_jax.training import optimizer as optimizer_lib
 from effseg_jax.training import state as state_lib
 from effseg_jax.training.checkpoint import RunDescription, load_for_inference
-from effseg_jax.training.evaluation import Sample
 from effseg_jax.training.state import TrainState, Variables
 from effseg_jax.training.step import StepReport
 from effseg_jax.weights.loading import is_bundle
-from input_pipeline import datasets, loader, transforms
+from input_pipeline import datasets, loader, tasks
 
 __all__ = ["make_task"]
 
@@ -63,7 +62,7 @@ def train_batches(config: ConfigDict, dataset: Any) -> Any:
   """The endless iterator over this process's part of the training batches."""
   return loader.train_batches(
     dataset,
-    transforms.train_transforms(config.task.name, **config.data.augment.to_dict()),
+    tasks.train_transforms(config.task.name, **config.data.augment.to_dict()),
     batch_size=config.train.batch_size,
     seed=config.seed,
     process_index=jax.process_index(),
@@ -118,6 +117,12 @@ def read_variables(source: str, model: nn.Module) -> Variables:
   return effseg_jax.load_weights(model, source, partial="backbone")
 
 
+def inference_settings(config: ConfigDict) -> dict[str, Any]:
+  """The settings of an evaluation that its numbers depend on."""
+  other = ("split", "batch_size", "every", "best_by", "pictures")
+  return {key: value for key, value in config.to_dict().items() if key not in other}
+
+
 def describe_run(config: ConfigDict, task: Task, dataset: Any) -> RunDescription:
   """What is stored with each checkpoint of a run."""
   del dataset
@@ -128,9 +133,9 @@ def describe_run(config: ConfigDict, task: Task, dataset: Any) -> RunDescription
     },
     "task": {"name": config.task.name, **dataclasses.asdict(task)},
     "trained_on": f"{config.data.name} {config.data.train_split}",
+    # How the model was evaluated is how predict.py uses it.
+    "inference": inference_settings(config.eval),
   }
-  if "scale" in config.eval:  # the size at which predict.py shows pictures to the model
-    card["inference"] = {"scale": list(config.eval.scale), "multiple": config.eval.multiple}
   data = {
     "seed": config.seed,
     "batch_size": config.train.batch_size,
@@ -160,87 +165,26 @@ def describe(
   }
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationResult:
-  """What an evaluation has to say.
-
-  Attributes:
-    matrix: the confusion matrix.
-    scalars: the metrics for the log.
-    table: for people to read.
-    samples: examples with their predictions.
-    picture: the samples as uint8 (H, W, 3), or None where the task has none.
-  """
-
-  matrix: ConfusionMatrix
-  scalars: dict[str, float]
-  table: str
-  samples: Sequence[Sample]
-  picture: np.ndarray | None
-
-
-def make_evaluator(
+def make_evaluation(
   config: ConfigDict, model: nn.Module, task: Task, mesh: Mesh
-) -> Callable[[Variables], EvaluationResult]:
+) -> evaluation.Evaluate:
   """Opens the evaluation split and returns a function from variables to a result."""
   batch_size = config.eval.batch_size
   sharding.check_batch_size(batch_size, mesh, "eval.batch_size")
   dataset = open_dataset(config, config.eval.split)
-  batches = eval_batches(config, dataset)
-  if config.task.name == "semantic":
-    step = evaluation.semantic_eval_step(model, task, inference_options(config.eval))
-  else:
-    step = evaluation.classification_eval_step(model, task)
-  step = evaluation.jit_eval_step(step, mesh)
-
-  def evaluate(variables: Variables) -> EvaluationResult:
-    matrix, samples = evaluation.evaluate(
-      step,
-      variables,
-      batches,
-      num_classes=task.num_classes,
-      mesh=mesh,
-      num_samples=config.eval.get("pictures", 0),
-    )
-    if config.task.name != "semantic":
-      scalars = task.summarise(matrix.counts)
-      return EvaluationResult(matrix, scalars, f"top-1 {100 * scalars['top1']:.2f}%", (), None)
-    drawn = [(sample.image, sample.prediction, sample.label) for sample in samples]
-    picture = pictures.side_by_side(drawn, task.palette) if drawn else None
-    return EvaluationResult(matrix, matrix.summary(), matrix.table(task.classes), samples, picture)
-
-  return evaluate
-
-
-def eval_batches(config: ConfigDict, dataset: Any) -> Any:
-  """This process's part of the evaluation batches, every example once."""
-  options = {
-    "batch_size": config.eval.batch_size,
-    "process_index": jax.process_index(),
-    "process_count": jax.process_count(),
-    "num_threads": config.data.num_threads,
-    "on_error": config.data.on_error,
-  }
-  if config.task.name == "classification":
-    size = config.data.augment.size
-    return loader.ClassificationEvalBatches(
-      dataset, resize=config.eval.resize, crop=size, **options
-    )
-  rule = loader.SizeRule(tuple(config.eval.scale), config.eval.multiple)
-  return loader.EvalBatches(dataset, rule, **options)
-
-
-def inference_options(config: ConfigDict) -> Inference:
-  """The configured way of evaluating an image."""
-  if config.mode not in ("whole", "slide"):
-    raise UserError(f"eval.mode is {config.mode!r}; expected 'whole' or 'slide'.")
-  return Inference(
-    mode=config.mode,
-    crop=tuple(config.crop),
-    stride=tuple(config.stride),
-    scales=tuple(config.scales),
-    flip=config.flip,
+  options = config.eval.to_dict()
+  batches = tasks.eval_batches(
+    config.task.name,
+    dataset,
+    options,
+    batch_size=batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_threads=config.data.num_threads,
+    on_error=config.data.on_error,
   )
+  make = functools.partial(make_evaluator, config.task.name, model, task, dataset, options)
+  return evaluation.compile_evaluation(make, batches, mesh)
 
 
 def check_finite(

@@ -17,7 +17,13 @@ from effseg_jax.tasks import Task
 from effseg_jax.training.step import StepReport
 
 # What people look for in a line comes first.
-_FIRST = ("loss", "mIoU", "accuracy", "top1")
+_FIRST = ("loss", "mIoU", "PQ", "M_J", "accuracy", "top1")
+
+# Scalars of these beginnings lie between 0 and 1 and are shown in percent.
+_SHARES = (
+  *("mIoU", "accuracy", "mean_accuracy", "pixel_accuracy", "top1"),
+  *("PQ", "SQ", "RQ", "AP", "M_J", "M_F"),
+)
 
 
 class RunLog:
@@ -179,8 +185,8 @@ def duration(seconds: float) -> str:
 
 
 def _short(name: str, value: float) -> str:
-  """mIoU and accuracies in percent, small numbers in scientific form."""
-  if name.startswith(("mIoU", "accuracy", "mean_accuracy", "pixel_accuracy", "top1")):
+  """Shares such as mIoU in percent, small numbers in scientific form."""
+  if name.startswith(_SHARES):
     return f"{100 * value:.1f}%"
   return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
 

@@ -105,6 +105,12 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
   }
 
 
+def local_rows(array: jax.Array) -> np.ndarray:
+  """This process's part of an array that is cut along its leading axis, as one host array."""
+  pieces = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+  return np.concatenate([np.asarray(pieces[start].data) for start in sorted(pieces)])
+
+
 def _spec(
   name: str, shape: tuple[int, ...], placement: str | Sequence[str | None], mesh: Mesh
 ) -> PartitionSpec:

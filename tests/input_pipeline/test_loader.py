@@ -12,7 +12,8 @@ from effseg_jax.errors import UserError
 from input_pipeline import loader, transforms
 from input_pipeline.datasets import open_dataset
 from input_pipeline.datasets.base import IGNORE_LABEL
-from input_pipeline.loader import EvalBatches, SizeRule, Tolerant, train_batches
+from input_pipeline.eval_batches import SemanticEvalBatches, SizeRule
+from input_pipeline.loader import Tolerant, train_batches
 
 # Threads read ahead of a test, and may warn when it is over.
 pytestmark = pytest.mark.filterwarnings("ignore:skipped a broken example")
@@ -179,7 +180,7 @@ MIXED = ((8, 8), (8, 12), (70, 8))
 @pytest.mark.parametrize("count", [1, 6, 17])
 def test_evaluation_counts_every_example_once(process_count, count):
   parts = [
-    EvalBatches(
+    SemanticEvalBatches(
       Numbered(count, MIXED),
       SizeRule(),
       batch_size=6,
@@ -193,7 +194,7 @@ def test_evaluation_counts_every_example_once(process_count, count):
   for together in zip(*parts, strict=True):
     shapes = [{key: value.shape for key, value in batch.items()} for batch in together]
     assert all(shape == shapes[0] for shape in shapes)
-    assert len(shapes[0]) == 5 and shapes[0]["image"][0] == 6 // process_count
+    assert len(shapes[0]) == 6 and shapes[0]["image"][0] == 6 // process_count
     for batch in together:
       assert all(side % 64 == 0 for side in batch["label"].shape[1:])
       assert (batch["label"][batch["weight"] == 0] == IGNORE_LABEL).all()
@@ -203,7 +204,7 @@ def test_evaluation_counts_every_example_once(process_count, count):
 
 def test_evaluation_keeps_the_label_and_resizes_the_image():
   rule = SizeRule(scale=(24, 12), multiple=8)
-  (batch,) = EvalBatches(Numbered(1, ((10, 16),)), rule, batch_size=2)
+  (batch,) = SemanticEvalBatches(Numbered(1, ((10, 16),)), rule, batch_size=2)
   assert batch["image"].shape == (2, 16, 24, 3)  # 12 x 19, stretched to a multiple of 8
   assert batch["label"].shape == (2, 64, 64)
   assert tuple(batch["label_size"][0]) == (10, 16)
@@ -228,8 +229,8 @@ def test_network_sizes_of_the_recipes(size, scale, multiple, expected):
 def test_a_broken_example_of_an_evaluation():
   broken = Numbered(9, broken=(2,))
   with pytest.raises(UserError, match="number 2 is broken"):
-    list(EvalBatches(broken, SizeRule(), batch_size=4))
-  batches = EvalBatches(broken, SizeRule(), batch_size=4, on_error="skip")
+    list(SemanticEvalBatches(broken, SizeRule(), batch_size=4))
+  batches = SemanticEvalBatches(broken, SizeRule(), batch_size=4, on_error="skip")
   with pytest.warns(UserWarning, match="number 2 is broken"):
     seen = [n for batch in batches for n in numbers(batch)]
   assert sorted(seen) == [0, 1, 3, 4, 5, 6, 7, 8]
@@ -246,7 +247,7 @@ def test_a_corrupt_file_can_be_skipped(tmp_path):
   dataset = open_dataset("folder", root=tmp_path, split="val")
   picture = tmp_path / "images/val/1.png"
   picture.write_bytes(picture.read_bytes()[:-30])  # the header is intact
-  batches = EvalBatches(dataset, SizeRule(), batch_size=2, on_error="skip")
+  batches = SemanticEvalBatches(dataset, SizeRule(), batch_size=2, on_error="skip")
   with pytest.warns(UserWarning, match=r"1\.png"):
     weights = np.concatenate([batch["weight"] for batch in batches])
   assert weights.sum() == 2

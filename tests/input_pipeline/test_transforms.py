@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from effseg_jax.errors import UserError
-from input_pipeline import transforms
+from input_pipeline import tasks, transforms
 from input_pipeline.datasets.base import IGNORE_LABEL
 
 # A colour per label value, far apart, so that the image says which label belongs to it.
@@ -168,4 +168,4 @@ def test_every_pass_of_the_recipe_differs():
 
 def test_an_unknown_task_suggests_one():
   with pytest.raises(UserError, match="Did you mean 'semantic'"):
-    transforms.train_transforms("semantics")
+    tasks.train_transforms("semantics")

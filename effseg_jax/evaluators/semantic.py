@@ -1,0 +1,94 @@
+"""Evaluation of semantic segmentation: a confusion matrix at the labels' own size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from effseg_jax.errors import UserError
+from effseg_jax.evaluators import EvaluationResult, spread
+from effseg_jax.metrics.segmentation import ConfusionMatrix, confusion_counts
+from effseg_jax.tasks import pictures
+from effseg_jax.tasks.inference import Inference, class_map
+from effseg_jax.tasks.semantic import SemanticTask
+
+# A matrix of more classes is neither quick to draw nor possible to read.
+_MAX_DRAWN_CLASSES = 256
+
+
+class SemanticEvaluator:
+  """mIoU, accuracies and a table per class."""
+
+  def __init__(
+    self, model: nn.Module, task: SemanticTask, dataset: Any, options: Mapping[str, Any]
+  ):
+    """Sets the evaluation up.
+
+    Args:
+      model: image -> logits.
+      task: gives the model's inputs, classes and colours.
+      dataset: the open split; its length says which examples are drawn.
+      options: `mode`, `crop`, `stride`, `scales` and `flip` (see `Inference`), and `pictures`, the
+        number of examples to draw.
+
+    Raises:
+      UserError: for an unknown mode.
+    """
+    self._model, self._task = model, task
+    self._inference = inference_options(options)
+    self._drawn = spread(options.get("pictures", 0), len(dataset))
+    self._matrix = ConfusionMatrix(task.num_classes)
+    self._samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+  def step(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Segments a batch at the labels' size.
+
+    Returns:
+      Confusion counts int32 (K, K) and class maps uint8 (B, Hb, Wb).
+    """
+    (images,) = self._task.model_inputs(batch)
+    forward = lambda x: self._model.apply(variables, x, train=False)  # noqa: E731
+    prediction = class_map(
+      forward, images, batch["label_size"], batch["label"].shape[1:3], self._inference
+    )
+    counts = confusion_counts(
+      prediction, batch["label"], self._task.num_classes, self._task.ignore_label, batch["weight"]
+    )
+    return counts, prediction.astype(jnp.uint8)
+
+  def update(self, batch: Mapping[str, np.ndarray], totals: Any, examples: Any) -> None:
+    """Adds the counts; keeps what will be drawn."""
+    self._matrix.update(totals)
+    for row in np.flatnonzero(np.isin(batch["index"], list(self._drawn))):
+      rows, cols = batch["label_size"][row]
+      window = np.s_[row, :rows, :cols]
+      self._samples.append((batch["image"][row], examples[window], batch["label"][window]))
+
+  def result(self) -> EvaluationResult:
+    """The counts are those of all processes already; the pictures are this process's."""
+    classes, palette = self._task.classes, self._task.palette
+    drawn = {}
+    if self._samples:
+      drawn["samples"] = pictures.side_by_side(self._samples, palette)
+    if len(classes) <= _MAX_DRAWN_CLASSES:
+      drawn["confusion"] = pictures.confusion_picture(self._matrix.counts, classes)
+    matrix = self._matrix
+    return EvaluationResult(matrix.summary(), matrix.table(classes), matrix.to_json(classes), drawn)
+
+
+def inference_options(options: Mapping[str, Any]) -> Inference:
+  """The configured way of evaluating an image."""
+  if options["mode"] not in ("whole", "slide"):
+    raise UserError(f"eval.mode is {options['mode']!r}; expected 'whole' or 'slide'.")
+  return Inference(
+    mode=options["mode"],
+    crop=tuple(options["crop"]),
+    stride=tuple(options["stride"]),
+    scales=tuple(options["scales"]),
+    flip=options["flip"],
+  )
