@@ -1,0 +1,77 @@
+"""Point sampling against its definition, and the formulations against one another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from effseg_jax.ops import backend
+from effseg_jax.ops.point_sample import (
+  NO_SEGMENT,
+  sample_by_gather,
+  sample_by_products,
+  sample_points,
+  sample_segments,
+  splat_points,
+)
+
+SIZE = (5, 7)
+
+
+def _definition(maps, points):
+  """One point, one map, one neighbour at a time."""
+  height, width = maps.shape[-2:]
+  result = np.zeros((maps.shape[0], len(points)))
+  for p, (x, y) in enumerate(points):
+    x, y = x * width - 0.5, y * height - 0.5
+    for row in range(height):
+      for col in range(width):
+        weight = max(1 - abs(y - row), 0) * max(1 - abs(x - col), 0)
+        result[:, p] += weight * maps[:, row, col]
+  return result
+
+
+def _points(rng, count):
+  corners = np.array([(0, 0), (1, 1), (0, 1), (0.5, 0.5), (0.5 / SIZE[1], 0.5 / SIZE[0])])
+  return np.concatenate([corners, rng.random((count - len(corners), 2))]).astype(np.float32)
+
+
+@pytest.mark.parametrize("form", [sample_by_gather, sample_by_products])
+def test_equals_the_definition(form):
+  rng = np.random.default_rng(0)
+  maps = rng.standard_normal((3, *SIZE)).astype(np.float32)
+  points = _points(rng, 20)
+  expected = _definition(maps, points)
+  np.testing.assert_allclose(form(jnp.asarray(maps), points), expected, atol=1e-5)
+  # At the image's corner three of the four neighbours are outside and count as 0.
+  np.testing.assert_allclose(expected[:, 0], maps[:, 0, 0] / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_values_and_gradients_per_platform(platform, channels):
+  rng = np.random.default_rng(1)
+  maps = rng.standard_normal((2, 2, channels, *SIZE)).astype(np.float32)
+  points = rng.random((2, 2, 1030, 2)).astype(np.float32)  # more than one chunk
+  cotangent = rng.standard_normal((2, 2, channels, 1030)).astype(np.float32)
+  reference = jax.vmap(jax.vmap(sample_by_gather))
+  expected, pull = jax.vjp(lambda m: reference(m, points), maps)
+  with backend.target_platform(platform):
+    values, pull_ours = jax.vjp(lambda m: sample_points(m, points), maps)
+    gradient = pull_ours(cotangent)[0]
+    np.testing.assert_allclose(splat_points(cotangent, points, SIZE), gradient)
+  np.testing.assert_allclose(values, expected, atol=1e-5)
+  np.testing.assert_allclose(gradient, pull(cotangent)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_segments_stand_for_their_masks():
+  rng = np.random.default_rng(2)
+  segments = rng.integers(0, 4, (2, 2, *SIZE)).astype(np.uint8)
+  segments[:, 1] = np.where(segments[:, 1] < 2, NO_SEGMENT, segments[:, 1] + 2)  # ids 4 and 5
+  points = np.stack([_points(rng, 30), _points(rng, 30)])
+  ids = np.array([[5, 0, 3, 9], [4, 1, 2, 9]])
+  masks = np.stack(
+    [[np.any(s == n, axis=0) for n in row] for s, row in zip(segments, ids, strict=True)]
+  )
+  expected = jax.vmap(sample_by_gather)(jnp.asarray(masks, jnp.float32), points)
+  np.testing.assert_allclose(sample_segments(segments, points, ids), expected, atol=1e-6)
