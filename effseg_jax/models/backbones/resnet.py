@@ -45,11 +45,10 @@ class FrozenBatchNorm(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Scales and shifts (..., C); `train` makes no difference."""
     del train
-    vector = lambda name, init: (
-      self.variable(  # noqa: E731
-        "batch_stats", name, init, (x.shape[-1],), jnp.float32
-      ).value
-    )
+
+    def vector(name: str, init: Any) -> jax.Array:
+      return self.variable("batch_stats", name, init, (x.shape[-1],), jnp.float32).value
+
     scale, bias = vector("scale", jnp.ones), vector("bias", jnp.zeros)
     mean, var = vector("mean", jnp.zeros), vector("var", jnp.ones)
     inverse = scale * jax.lax.rsqrt(var + self.epsilon)
