@@ -105,6 +105,7 @@ def open_json(
   official: panoptic.ClassTable,
   image_name: Callable[[Any, str], str] | None = None,
   instances_json: Path | None = None,
+  stuff_may_be_covered: bool = False,
 ) -> panoptic.PanopticFiles:
   """Opens a data set in the COCO panoptic format.
 
@@ -118,6 +119,7 @@ def open_json(
     official: gives the colours, if the json has the same category ids.
     image_name: (image id, name in the json) -> name below `image_folder`; None: as in the json.
     instances_json: see `panoptic.UniversalDataset`.
+    stuff_may_be_covered: see `panoptic.PanopticFiles`.
 
   Raises:
     UserError: for a json that is broken or of another format, a category that it does not list, or
@@ -156,6 +158,7 @@ def open_json(
     records.segment_crowd,
     records.segment_areas,
     instances_json,
+    stuff_may_be_covered,
   )
 
 

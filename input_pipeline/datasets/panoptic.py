@@ -45,6 +45,7 @@ class GroundTruth:
       of the L layers; there is one layer unless segments overlap.
     labels: int32 (n,), class of each segment.
     crowd: bool (n,); regions of many instances, which are neither trained on nor missed.
+    areas: int64 (n,), pixels as annotated. ADE20K's things cover stuff, which keeps its area.
     image_id: the data set's own.
     name: of the image's file, without its ending.
   """
@@ -52,6 +53,7 @@ class GroundTruth:
   segments: np.ndarray
   labels: np.ndarray
   crowd: np.ndarray
+  areas: np.ndarray
   image_id: int | str
   name: str
 
@@ -220,6 +222,7 @@ class PanopticFiles(UniversalDataset):
     segment_crowd: bool (M,).
     segment_areas: int64 (M,), pixels; -1 where the json does not say.
     instances_json: see `UniversalDataset`.
+    stuff_may_be_covered: whether stuff may have fewer pixels than the json says.
   """
 
   name: str
@@ -238,6 +241,7 @@ class PanopticFiles(UniversalDataset):
   segment_crowd: np.ndarray
   segment_areas: np.ndarray
   instances_json: Path | None = None
+  stuff_may_be_covered: bool = False
 
   def __len__(self) -> int:
     return len(self.image_names)
@@ -263,23 +267,30 @@ class PanopticFiles(UniversalDataset):
     if not len(ids):
       raise UserError(f"{self.json_path} has no segments for {path.name}; expected one at least.")
     segment_map = self._find_segments(read_segment_ids(path), ids, path)
-    areas = segment_areas(segment_map, len(ids))
-    told = self.segment_areas[window]
-    wrong = np.flatnonzero((areas != told) & ((told >= 0) | (areas == 0)))
-    if len(wrong):
-      row = wrong[0]
-      raise UserError(
-        f"{path}: segment {ids[row]} has {areas[row]} pixels; expected"
-        f" {told[row] if told[row] >= 0 else 'some'}, as {self.json_path.name} lists it."
-      )
     image_id = self.image_ids[index]
     return GroundTruth(
       segment_map[None],
       self.segment_labels[window],
       self.segment_crowd[window],
+      self._check_areas(segment_map, window, path),
       image_id.decode() if isinstance(image_id, bytes) else int(image_id),
       Path(self.image_names[index].decode()).stem,
     )
+
+  def _check_areas(self, segment_map: np.ndarray, window: slice, path: Path) -> np.ndarray:
+    """Compares the areas in the PNG with those in the json; returns the latter, int64 (n,)."""
+    told = self.segment_areas[window]
+    found = segment_areas(segment_map, len(told))
+    wrong = (found != told) & ((told >= 0) | (found == 0))
+    if self.stuff_may_be_covered:
+      wrong &= self.table.things[self.segment_labels[window]] | (found > told)
+    if wrong.any():
+      row = np.argmax(wrong)
+      raise UserError(
+        f"{path}: segment {self.segment_ids[window][row]} has {found[row]} pixels; expected"
+        f" {told[row] if told[row] >= 0 else 'some'}, as {self.json_path.name} lists it."
+      )
+    return np.where(told >= 0, told, found)
 
   def _find_segments(self, stored: np.ndarray, ids: np.ndarray, path: Path) -> np.ndarray:
     """Segment ids of a PNG -> rows of `ids`, -1 void: int16 (H, W)."""
@@ -357,13 +368,15 @@ class SemanticSegments(UniversalDataset):
 
 def _segments_of(example: Example, index: int) -> GroundTruth:
   label = example["label"]
-  present = np.flatnonzero(np.bincount(label.ravel(), minlength=256)[:IGNORE_LABEL])
+  counts = np.bincount(label.ravel(), minlength=256)[:IGNORE_LABEL]
+  present = np.flatnonzero(counts)
   rows = np.full(256, -1, np.int16)
   rows[present] = np.arange(len(present))
   return GroundTruth(
     rows[label][None],
     present.astype(np.int32),
     np.zeros(len(present), bool),
+    counts[present],
     index,
     example["name"],
   )
