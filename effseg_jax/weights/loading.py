@@ -35,6 +35,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 _NAMES = {
   "effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer",
   "effseg_jax.models.backbones.vggish.VGGish": "effseg_jax.weights.vggish",
+  "effseg_jax.models.mask2former.Mask2Former": "effseg_jax.weights.mask2former",
 }
 
 
