@@ -75,16 +75,20 @@ class SyntheticScenes:
 
   def __getitem__(self, index: int) -> base.Example:
     """Draws one example: `image`, `label`, `valid_size` and `name`."""
-    if not 0 <= index < len(self):
-      raise IndexError(index)
-    entropy = (self.seed, tuple(_LENGTHS).index(self.split), int(index))
-    image, label = draw_scene(np.random.Generator(np.random.PCG64(entropy)), self.size)
+    image, label, _ = self.scene(index)
     return {
       "image": image,
       "label": label,
       "valid_size": np.array(self.size, np.int32),
       "name": f"{self.split}_{index:04d}",
     }
+
+  def scene(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws an example's image, label and object numbers; see `draw_scene`."""
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    entropy = (self.seed, tuple(_LENGTHS).index(self.split), int(index))
+    return draw_scene(np.random.Generator(np.random.PCG64(entropy)), self.size)
 
   def image_size(self, index: int) -> tuple[int, int]:
     """Rows and columns, the same for all."""
@@ -112,14 +116,18 @@ def open_split(
   return SyntheticScenes(split, (int(size[0]), int(size[1])), seed)
 
 
-def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def draw_scene(
+  rng: np.random.Generator, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Draws a scene; everything random comes from `rng`.
 
   Returns:
-    image uint8 (rows, cols, 3) and label uint8 (rows, cols), 255 along the objects' borders.
+    image uint8 (rows, cols, 3), label uint8 (rows, cols), 255 along the objects' borders, and the
+    number of the object at each pixel, uint8 (rows, cols), 0 for the background.
   """
   rows, cols = size
   canvas, label, horizon = _draw_background(rng, size)
+  owner = np.zeros(size, np.uint8)
   unit = min(rows, cols)
   things = []
   for _ in range(rng.integers(3, 8)):
@@ -128,10 +136,11 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndar
     row = rng.uniform(0.05, 0.6) * rows if flying else horizon + depth * (0.95 * rows - horizon)
     radius = unit * (0.1 + 0.12 * depth) * rng.uniform(0.85, 1.2)
     things.append((depth, row, rng.uniform(0, cols), radius, flying))
-  for _, row, col, radius, flying in sorted(things):  # from back to front
+  # From back to front.
+  for number, (_, row, col, radius, flying) in enumerate(sorted(things), 1):
     if not flying:
       _draw_shadow(canvas, (col, row + 0.8 * radius), radius)
-    _draw_object(rng, canvas, label, (col, row), radius)
+    _draw_object(rng, canvas, label, owner, number=number, centre=(col, row), radius=radius)
   y, x = _grid(size)
   angle, fall = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.5)
   light = 1.0 + fall * ((x / cols - 0.5) * math.cos(angle) + (y / rows - 0.5) * math.sin(angle))
@@ -139,7 +148,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndar
   canvas *= light.astype(np.float32)
   canvas += grain
   image = np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
-  return cv2.merge(list(image)), label
+  return cv2.merge(list(image)), label, owner
 
 
 def _draw_background(
@@ -186,10 +195,13 @@ def _draw_object(
   rng: np.random.Generator,
   canvas: np.ndarray,
   label: np.ndarray,
+  owner: np.ndarray,
+  *,
+  number: int,
   centre: tuple[float, float],
   radius: float,
 ) -> None:
-  """Draws an object of a random class at (x, y) into canvas and label."""
+  """Draws an object of a random class at (x, y) into canvas, label and owner."""
   kind = _OBJECTS[rng.integers(len(_OBJECTS))]
   outlines = _outlines(rng, kind)
   left, top = np.floor(np.array(centre) - 1.7 * radius).astype(int)
@@ -207,6 +219,7 @@ def _draw_object(
   cv2.fillPoly(cover, points, 255, cv2.LINE_AA, _SHIFT)
   inside = label[rows, columns].copy()
   inside[cover > 127] = CLASSES.index(kind)
+  owner[rows, columns][cover > 127] = number
   border = 1 if min(label.shape) < 192 else 3
   cv2.polylines(inside, points, True, base.IGNORE_LABEL, border, cv2.LINE_8, _SHIFT)
   label[rows, columns] = inside
