@@ -1,12 +1,10 @@
 """Matching against scipy, and against the official criterion's recorded costs and matches."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 from scipy.optimize import linear_sum_assignment
 
-from effseg_jax.tasks.matching import assign, matching_costs
+from effseg_jax.tasks.matching import assign
 
 assign_jitted = jax.jit(assign)
 
