@@ -83,7 +83,7 @@ class InstanceFiles(panoptic.UniversalDataset):
     areas = masks.sum(axis=(1, 2))
     order = np.argsort(-areas, kind="stable")
     return panoptic.GroundTruth(
-      panoptic.stack_layers(masks[order]),
+      panoptic.stack_layers(masks[order], size),
       self.annotation_labels[window][order],
       self.records.crowd[window][order],
       areas[order],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,33 +170,34 @@ def make_example(image: np.ndarray, truth: GroundTruth) -> Example:
 
 
 def segment_areas(segments: np.ndarray, count: int) -> np.ndarray:
-  """Pixels of each of `count` segments, int64 (count,); values beyond, and -1, are no segment."""
-  if segments.dtype != np.uint8:
-    segments = np.where(segments < 0, count, segments)
-  return np.bincount(segments.ravel(), minlength=count + 1)[:count]
+  """Pixels of each of `count` segments in an int16 map with -1 for none: int64 (count,)."""
+  return np.bincount(segments.ravel() + 1, minlength=count + 1)[1:]
 
 
-def stack_layers(masks: np.ndarray, num_layers: int | None = None) -> np.ndarray:
+def stack_layers(
+  masks: Iterable[np.ndarray], size: tuple[int, int], num_layers: int | None = None
+) -> np.ndarray:
   """Puts masks that may overlap into layers: each into the first where it covers nobody.
 
   Args:
-    masks: bool (n, H, W), the most important first.
+    masks: bool (H, W) each, the most important first.
+    size: rows and columns.
     num_layers: how many there may be; None: as many as it takes.
 
   Returns:
     int16 (L, H, W), the mask at each pixel and -1 for none; at least one layer. A mask that found
     no room is in none of them.
   """
-  layers: list[np.ndarray] = []
+  layers = [np.full(size, -1, np.int16)]
   for row, mask in enumerate(masks):
     free = next((layer for layer in layers if not (layer[mask] >= 0).any()), None)
-    if free is None and num_layers is not None and len(layers) >= num_layers:
-      continue
     if free is None:
-      free = np.full(masks.shape[1:], -1, np.int16)
+      if num_layers is not None and len(layers) >= num_layers:
+        continue
+      free = np.full(size, -1, np.int16)
       layers.append(free)
     free[mask] = row
-  return np.stack(layers or [np.full(masks.shape[1:], -1, np.int16)])
+  return np.stack(layers)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
