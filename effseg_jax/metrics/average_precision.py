@@ -1,0 +1,178 @@
+"""Average precision of instance masks, by COCO's own code (pycocotools)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effseg_jax.errors import UserError
+from effseg_jax.metrics.coco_results import ImageId, detections, encode_mask
+
+# Names of the first six numbers that COCO's evaluation gives; -1 there means: no such object.
+_MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+
+class AveragePrecision:
+  """Collects detections, and compares them with the truth at the end.
+
+  AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over the classes that occur, with at
+  most 100 detections an image.
+
+  Attributes:
+    entries: the detections so far, in COCO's results format.
+  """
+
+  def __init__(
+    self, class_ids: Sequence[int], things: Sequence[bool], truth: str | Path | None = None
+  ):
+    """Begins with nothing seen.
+
+    Args:
+      class_ids: int (K,), the data set's category id of each class.
+      things: bool (K,); detections of the other classes are not counted.
+      truth: the official instances json; None: the truth comes with `add_truth`.
+    """
+    self._ids = [int(value) for value in class_ids]
+    self._things = np.asarray(things, bool)
+    self._truth_path = None if truth is None else Path(truth)
+    self._truth: list[dict[str, Any]] = []
+    self._images: list[ImageId] = []
+    self.entries: list[dict[str, Any]] = []
+
+  def update(
+    self, image_id: ImageId, masks: np.ndarray, labels: Sequence[int], scores: Sequence[float]
+  ) -> None:
+    """Adds the detections of an image; every image must come, also those without any.
+
+    Args:
+      image_id: as in the data set.
+      masks: bool (n, H, W), at the image's own size.
+      labels: int (n,), classes.
+      scores: float (n,).
+    """
+    self._images.append(image_id)
+    chosen = np.flatnonzero(self._things[np.asarray(labels, np.int64)])
+    categories = [self._ids[labels[row]] for row in chosen]
+    self.entries += detections(
+      image_id, (masks[row] for row in chosen), categories, [scores[row] for row in chosen]
+    )
+
+  def add_truth(
+    self, image_id: ImageId, masks: np.ndarray, labels: Sequence[int], crowd: Sequence[bool]
+  ) -> None:
+    """Adds the truth of an image, where there is no official json.
+
+    Args:
+      image_id: as in the data set.
+      masks: bool (n, H, W).
+      labels: int (n,), classes; stuff is passed over.
+      crowd: bool (n,); detections inside a crowd are no mistakes.
+    """
+    for mask, label, is_crowd in zip(masks, labels, crowd, strict=True):
+      if self._things[label]:
+        self._truth.append(
+          {
+            "image_id": image_id,
+            "category_id": self._ids[label],
+            "segmentation": encode_mask(mask),
+            "area": int(np.count_nonzero(mask)),
+            "iscrowd": int(is_crowd),
+          }
+        )
+
+  def merge(self, other: AveragePrecision) -> None:
+    """Adds what another one collected."""
+    self._images += other._images
+    self._truth += other._truth
+    self.entries += other.entries
+
+  def to_bytes(self) -> bytes:
+    """All that was collected, to be sent to another process; see `merge_bytes`."""
+    return json.dumps([self._images, self._truth, self.entries]).encode()
+
+  def merge_bytes(self, collected: bytes) -> None:
+    """Adds what another process collected."""
+    images, truth, entries = json.loads(collected)
+    self._images += images
+    self._truth += truth
+    self.entries += entries
+
+  def result(self) -> tuple[dict[str, float], np.ndarray]:
+    """Evaluates everything.
+
+    Returns:
+      `AP`, `AP50`, `AP75` and those of small, medium and large objects, 0 to 1, without those that
+      no object counts for; and AP per class, float64 (K,), NaN for classes without an object.
+
+    Raises:
+      UserError: if the official json cannot be read, or lacks an image.
+    """
+    per_class = np.full(len(self._ids), np.nan)
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
+      evaluation = self._evaluate()
+    if evaluation is None:
+      return {}, per_class
+    # (threshold, recall, class, area range, number of detections)
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    rows = [self._ids.index(category) for category in evaluation.params.catIds]
+    for row, values in zip(rows, np.moveaxis(precision, 2, 0), strict=True):
+      if (values > -1).any():
+        per_class[row] = values[values > -1].mean()
+    stats = zip(_MEASURES, evaluation.stats, strict=False)
+    return {name: float(value) for name, value in stats if value >= 0}, per_class
+
+  def _evaluate(self) -> Any:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = self._read_truth(COCO)
+    if not truth.anns:
+      return None
+    # Copies, because the evaluation writes into them.
+    found = [dict(entry) for entry in self.entries]
+    detected = truth.loadRes(found) if found else _of_nothing(COCO, truth)
+    evaluation = COCOeval(truth, detected, "segm")
+    evaluation.params.imgIds = sorted(set(self._images))
+    evaluation.params.catIds = sorted(np.array(self._ids)[self._things].tolist())
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation
+
+  def _read_truth(self, coco: Any) -> Any:
+    if self._truth_path is not None:
+      try:
+        truth = coco(str(self._truth_path))
+      except (OSError, ValueError, KeyError, AssertionError) as error:
+        raise UserError(f"{self._truth_path} is no instances json ({error}).") from None
+      missing = [image for image in self._images if image not in truth.imgs]
+      if missing:
+        raise UserError(
+          f"{self._truth_path} lacks {len(missing)} of {len(self._images)} evaluated images; the"
+          f" first has the id {missing[0]}."
+        )
+      return truth
+    truth = coco()
+    truth.dataset = {
+      "info": {},
+      # Sizes are asked for and not used: run lengths have theirs.
+      "images": [{"id": image, "height": 0, "width": 0} for image in sorted(set(self._images))],
+      "categories": [{"id": self._ids[row]} for row in np.flatnonzero(self._things)],
+      # Ids begin at 1: the evaluation takes 0 for "no match".
+      "annotations": [{**entry, "id": number} for number, entry in enumerate(self._truth, 1)],
+    }
+    truth.createIndex()
+    return truth
+
+
+def _of_nothing(coco: Any, truth: Any) -> Any:
+  empty = coco()
+  empty.dataset = {**truth.dataset, "annotations": []}
+  empty.createIndex()
+  return empty
