@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from effseg_jax.ops.point_sample import sample_points, sample_segments, splat_points
+from effseg_jax.ops.select import smallest
 
 
 class PointSource(Protocol):
@@ -64,7 +65,7 @@ def uncertain_points(
     float32 (..., P, 2).
   """
   logits = sample_points(maps[..., None, :, :], candidates)[..., 0, :]
-  _, chosen = jax.lax.top_k(-jnp.abs(logits), num_points - uniform.shape[-2])
+  chosen = smallest(jnp.abs(logits), num_points - uniform.shape[-2])
   return jnp.concatenate([jnp.take_along_axis(candidates, chosen[..., None], -2), uniform], -2)
 
 

@@ -62,7 +62,7 @@ class UniversalTask:
   def for_dataset(cls, dataset: Any, **options: Any) -> UniversalTask:
     """The task whose classes, colours and things are those of a data set."""
     palette = tuple(tuple(int(value) for value in colour) for colour in dataset.palette)
-    return cls(tuple(dataset.classes), palette, tuple(map(bool, dataset.is_thing)), **options)
+    return cls(tuple(dataset.classes), palette, tuple(map(bool, dataset.thing_mask)), **options)
 
   @property
   def num_classes(self) -> int:
@@ -93,12 +93,14 @@ class UniversalTask:
     Args:
       outputs: `class_logits` (B, Q, K + 1), `mask_logits` (B, Q, H/4, W/4), and `aux`, a list of
         the same from earlier layers.
-      batch: `segments` uint8 (B, S, H, W), `labels` int32 (B, N), negative for padding.
+      batch: `segments` uint8 (B, S, H, W), `labels` int32 (B, N), negative for padding, and
+        `dropped_segments` int32 (B,), how many targets found no room there.
       rng: key of the points.
 
     Returns:
-      The loss; `loss_class`, `loss_mask`, `loss_dice` of the final prediction; and confusion
-      counts int32 (K, K) of its semantic reading, at the masks' resolution.
+      The loss; `loss_class`, `loss_mask`, `loss_dice` of the final prediction, `targets` per image
+      and `dropped_segments` of the batch; and confusion counts int32 (K, K) of its semantic
+      reading, at the masks' resolution.
     """
     match_rng, point_rng = jax.random.split(rng)
     predictions = [outputs, *outputs["aux"]]
@@ -114,6 +116,8 @@ class UniversalTask:
       "loss_class": losses.class_loss[0],
       "loss_mask": losses.mask_loss[0],
       "loss_dice": losses.dice_loss[0],
+      "targets": jnp.mean(jnp.sum(batch["labels"] >= 0, axis=1, dtype=jnp.float32)),
+      "dropped_segments": jnp.sum(batch["dropped_segments"]).astype(jnp.float32),
     }
     return losses.total, scalars, self._coarse_counts(outputs, batch)
 
