@@ -36,7 +36,7 @@ class InstanceFiles(panoptic.UniversalDataset):
   Attributes:
     split: of the data set.
     table: its classes.
-    instances_json: the json.
+    json_path: of the annotations.
     image_folder: of the photographs.
     images: int64 (N,), the examples among the records' images.
     records: where the annotations are.
@@ -45,13 +45,18 @@ class InstanceFiles(panoptic.UniversalDataset):
 
   split: str
   table: panoptic.ClassTable
-  instances_json: Path
+  json_path: Path
   image_folder: Path
   images: np.ndarray
   records: coco_json.InstanceRecords
   annotation_labels: np.ndarray
 
   name = "coco_instances"
+
+  @property
+  def instances_json(self) -> Path:
+    """The annotations are the official ones."""
+    return self.json_path
 
   def __len__(self) -> int:
     return len(self.images)
@@ -74,7 +79,7 @@ class InstanceFiles(panoptic.UniversalDataset):
     row = self.images[index]
     window = slice(*self.records.offsets[row : row + 2])
     annotations = coco_json.read_annotations(
-      self.instances_json, self.records.begins[window], self.records.lengths[window]
+      self.json_path, self.records.begins[window], self.records.lengths[window]
     )
     size = self.image_size(index)
     masks = np.zeros((len(annotations), *size), bool)
@@ -114,7 +119,7 @@ class InstanceFiles(panoptic.UniversalDataset):
 
   def _unreadable(self, annotation: dict[str, Any], what: str) -> UserError:
     return UserError(
-      f"{self.instances_json}: annotation {annotation.get('id')} of image"
+      f"{self.json_path}: annotation {annotation.get('id')} of image"
       f" {annotation.get('image_id')} has a segmentation {what} that cannot be read; expected"
       " polygons or run lengths of the image's size."
     )
