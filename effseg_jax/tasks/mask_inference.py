@@ -59,7 +59,7 @@ def post_process_panoptic(
     score_threshold=thresholds[0],
     overlap_threshold=thresholds[1],
   )
-  found = _post_process(outputs, target_sizes, valid_sizes, inference)
+  found = segment_on_host(outputs, target_sizes, valid_sizes, inference)
   return [panoptic_result(found, i, size, things) for i, size in enumerate(target_sizes)]
 
 
@@ -89,7 +89,7 @@ def post_process_instance(
   inference = MaskInference(
     _things(outputs, is_thing), panoptic=False, semantic=False, detections=detections
   )
-  found = _post_process(outputs, target_sizes, valid_sizes, inference)
+  found = segment_on_host(outputs, target_sizes, valid_sizes, inference)
   return [instance_result(found, i, size) for i, size in enumerate(target_sizes)]
 
 
@@ -101,7 +101,7 @@ def post_process_semantic(
 ) -> list[np.ndarray]:
   """The class of every pixel, uint8 (rows, cols) per image; as `post_process_panoptic`."""
   inference = MaskInference(_things(outputs, None), panoptic=False, instance=False)
-  found = _post_process(outputs, target_sizes, valid_sizes, inference)
+  found = segment_on_host(outputs, target_sizes, valid_sizes, inference)
   return [found.semantic[i, : size[0], : size[1]] for i, size in enumerate(target_sizes)]
 
 
@@ -139,13 +139,26 @@ def instance_result(found: Segmentations, index: int, size: Sequence[int]) -> di
 _segment_batch_jitted = jax.jit(segment_batch, static_argnames=("canvas", "inference"))
 
 
-def _post_process(
+def segment_on_host(
   outputs: Outputs,
-  target_sizes: Sequence[tuple[int, int]],
-  valid_sizes: Sequence[tuple[int, int]] | None,
+  target_sizes: Sequence[Sequence[int]],
+  valid_sizes: Sequence[Sequence[int]] | None,
   inference: MaskInference,
 ) -> Segmentations:
-  """Host arrays for a batch whose images may have different sizes."""
+  """`segment_batch` for sizes and results on the host.
+
+  Args:
+    outputs: of a universal model, B images.
+    target_sizes: B times (rows, cols) of the results.
+    valid_sizes: B times (rows, cols) of picture in the network's input; None: all of it.
+    inference: how masks are read.
+
+  Returns:
+    Host arrays, on a canvas that is as large as the largest picture or a little larger.
+
+  Raises:
+    UserError: if there are not as many sizes as images.
+  """
   batch, _, h, w = outputs["mask_logits"].shape
   if valid_sizes is None:
     valid_sizes = [(inference.stride * h, inference.stride * w)] * batch
