@@ -38,6 +38,15 @@ def train_transforms(task: str, **options: Any) -> list[Transform]:
   return _find(_TRANSFORMS, task)(**options)
 
 
+def as_task_reads(task: str, dataset: Any) -> Any:
+  """An open split with the examples that a task reads: class maps become segments, say."""
+  if task == "universal":
+    from input_pipeline.datasets.panoptic import as_universal
+
+    return as_universal(dataset)
+  return dataset
+
+
 def eval_batches(
   task: str, dataset: Any, options: Mapping[str, Any], **loading: Any
 ) -> EvalBatches:
