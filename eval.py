@@ -8,6 +8,8 @@ says which model). Without `--checkpoint`, the run in `--workdir` is evaluated.
 Any field can be set: `--config.eval.split=test`, `--config.eval.mode=slide`,
 `--config.eval.scales='(0.75,1.0,1.25)' --config.eval.flip=True`.
 
+Several processes evaluate together as they train: see train.py.
+
 In the output folder (default `WORKDIR/eval_SPLIT`): `metrics.json`, the evaluation's pictures
 (`samples.png`, and more by task), and with `--predictions` what the model predicted, in the format
 that the field's servers and tools take.
@@ -25,7 +27,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from effseg_jax import platform
-from effseg_jax.errors import UserError, friendly_exit, parse_flags
+from effseg_jax.errors import UserError, parse_flags
+from effseg_jax.training import processes
 
 if TYPE_CHECKING:
   import flax.linen as nn
@@ -182,12 +185,13 @@ def define_flags() -> None:
   flags.DEFINE_string("workdir", None, "Of the run.")
   flags.DEFINE_string("output", None, "Where results go; default: WORKDIR/eval_SPLIT.")
   flags.DEFINE_bool("predictions", False, "Write what the model predicted, in the official format.")
+  processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
   """Checks the flags and evaluates."""
   given = flags.FLAGS
-  with friendly_exit():
+  with processes.run():
     if len(argv) > 1:
       raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
     if given.config is None:

@@ -2,161 +2,189 @@
 
 Any field of the configuration can be set from the command line:
 `--config.train.batch_size=16 --config.optimizer.learning_rate=1e-3`. Started again with the same
-command, a run goes on where its last checkpoint was taken.
+command, a run goes on where its last checkpoint was taken, also with other devices or processes.
+
+On TPU hosts and under SLURM's `srun` the processes of a run find each other. Elsewhere, start one
+on each host with `--coordinator=HOST0:PORT --num_processes=N --process_id=I`, and a `--workdir`
+that all of them see (docs/scaling.md).
 """
 
 from __future__ import annotations
 
-import signal
-import sys
+import contextlib
+import time
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from effseg_jax import platform
-from effseg_jax.errors import UserError, friendly_exit, parse_flags
-
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The experiment: configs/afformer/camvid.py[:variant].", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and pictures go.")
+from effseg_jax.errors import UserError, parse_flags
+from effseg_jax.training import processes
 
 
-def train(config: ConfigDict, workdir: str) -> dict[str, Path]:
+def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[str, Path]:
   """Runs the training that a configuration describes; returns the pictures drawn at the end."""
-  import jax
   from clu import parameter_overview
 
-  from effseg_jax.training import experiment, sharding
+  from effseg_jax.training import chips, experiment, sharding
   from effseg_jax.training import state as state_lib
   from effseg_jax.training.checkpoint import Checkpointer, initialise_from
-  from effseg_jax.training.log import Pace, ReportWindow, RunLog, run_summary
+  from effseg_jax.training.feed import DeviceFeed
+  from effseg_jax.training.log import ReportWindow, RunLog, run_summary
+  from effseg_jax.training.pace import Pace
+  from effseg_jax.training.profile import StepProfiler
   from effseg_jax.training.step import compile_train_step, make_train_step
+  from effseg_jax.training.stopping import StopRequest
+  from effseg_jax.training.watch import Watch
 
   # The devices, the data, the model and what it is trained for.
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(config.train.batch_size, mesh, "train.batch_size")
-  dataset = experiment.open_dataset(config, config.data.train_split)
+  dataset = experiment.open_training_data(config)
   task = experiment.make_task(config.task, dataset)
   model = experiment.make_model(config.model, task.num_classes)
-  batches = experiment.train_batches(config, dataset)
-
-  # The state, born sharded; from this run's last checkpoint or from other weights, if there are.
-  inputs = experiment.input_shapes(task, batches)
-  optimizer, schedule = experiment.make_optimizer(config, model, inputs)
-  state = state_lib.init_state(
-    model,
-    inputs,
-    optimizer,
-    seed=config.seed,
-    keep_average=config.train.average_decay > 0,
-    rules=config.mesh.rules,
-    mesh=mesh,
-  )
-  log = RunLog(workdir, config.train.num_steps, config.train.batch_size)
-  run = experiment.describe_run(config, task, dataset)
-  checkpointer = Checkpointer(workdir, run, keep=config.checkpoint.keep, metric=config.eval.best_by)
-  resumed = checkpointer.restore(state, batches)
-  if resumed is not None:
-    state = resumed
-  elif config.init_from:
-    state = initialise_from(
-      state, experiment.read_variables(config.init_from, model), config.init_from
-    )
-  log.text(run_summary(experiment.describe(config, state, dataset, mesh, workdir)))
-  log.document("parameters.txt", parameter_overview.get_parameter_overview(state.params))
-
-  # The compiled programs.
-  train_step = compile_train_step(
-    make_train_step(
-      model,
-      task,
-      optimizer,
-      accumulate=config.train.accumulate,
-      average_decay=config.train.average_decay,
-      freeze=config.optimizer.freeze,
-    ),
-    state,
-    mesh,
-  )
+  batches = experiment.train_batches(config, dataset, mesh)
+  batch_shapes = experiment.batch_shapes(batches, mesh)
   evaluate = experiment.make_evaluation(config, model, task, mesh)
 
-  # The loop.
-  step = first_step = int(state.step)
-  stop = _StopRequest()
-  window, pace = ReportWindow(task), Pace()
-  previous, pictures = None, {}
-  while step < config.train.num_steps and not stop.requested:
-    state, report = train_step(state, sharding.put_batch(next(batches), mesh))
-    step += 1
-    pace.step()
-    window.add(report)
-    experiment.check_finite(previous, state, config, workdir)
-    previous = (step, report)
+  with contextlib.ExitStack() as at_end:
+    # The working directory, which is this run's alone.
+    log = RunLog(workdir, config.train.num_steps, config.train.batch_size)
+    at_end.callback(log.close)
+    profiler = StepProfiler(profile, workdir)
+    at_end.callback(profiler.close)
 
-    last = step == config.train.num_steps
-    if step == first_step + 1:
-      jax.block_until_ready(report)
-      log.text(f"compiled in {pace.seconds_per_step():.0f} s")
-      pace.restart()
-    if step % config.log.every == 0 or last:
-      numbers = window.summary()
-      log.train(step, {**numbers, "learning_rate": float(schedule(step - 1))}, pace)
-      pace.restart()
-    metrics = None
-    with pace.pause():
+    # The state, born sharded; from this run's last checkpoint or from other weights, if there are.
+    inputs = experiment.input_shapes(task, batch_shapes)
+    optimizer, schedule = experiment.make_optimizer(config, model, inputs)
+    state = state_lib.init_state(
+      model,
+      inputs,
+      optimizer,
+      seed=config.seed,
+      keep_average=config.train.average_decay > 0,
+      rules=config.mesh.rules,
+      mesh=mesh,
+    )
+    run = experiment.describe_run(config, task, dataset)
+    checkpointer = Checkpointer(
+      workdir, run, keep=config.checkpoint.keep, metric=config.eval.best_by
+    )
+    resumed = checkpointer.restore(state)
+    if resumed is not None:
+      state = resumed
+    elif config.init_from:
+      state = initialise_from(
+        state, experiment.read_variables(config.init_from, model), config.init_from
+      )
+    log.text(run_summary(experiment.describe(config, state, dataset, mesh, workdir)))
+    log.document("parameters.txt", parameter_overview.get_parameter_overview(state.params))
+
+    step = int(state.step)
+    if step >= config.train.num_steps:
+      log.text(f"nothing left to do: {workdir} has already reached step {step}")
+      return {}
+
+    # The batches from where the state stands, two of them ahead on the devices.
+    feed = DeviceFeed(batches.iterate(start=step), mesh)
+    at_end.callback(feed.close)
+    pace, stop = Pace(step), StopRequest()
+    watch = Watch(
+      pace,
+      workdir,
+      stall_seconds=config.watch.stall_seconds,
+      heartbeat=config.watch.heartbeat,
+    )
+    at_end.callback(watch.close)
+
+    # The compiled program.
+    with pace.pause("the compiler"):
+      begin = time.monotonic()
+      train_step = make_train_step(
+        model,
+        task,
+        optimizer,
+        accumulate=config.train.accumulate,
+        average_decay=config.train.average_decay,
+        freeze=config.optimizer.freeze,
+      )
+      train_step = compile_train_step(train_step, state, mesh).lower(state, batch_shapes).compile()
+      log.text(f"compiled in {time.monotonic() - begin:.0f} s")
+    flops = chips.flops_per_device(train_step)
+
+    # The loop.
+    window, stopping = ReportWindow(task), False
+    previous, pictures = None, {}
+    pace.restart()
+    while step < config.train.num_steps and not stopping:
+      with pace.waiting("data"):
+        batch = next(feed)
+      with profiler.step(step + 1):
+        state, report = train_step(state, batch)
+      with pace.waiting("device"):
+        experiment.check_finite(previous, state, config, workdir)
+      step += 1
+      pace.step()
+      window.add(report)
+      previous = (step, report)
+
+      last, stopping = step == config.train.num_steps, stop.at(step)
+      if step % config.log.every == 0 or last:
+        with pace.waiting("device"):
+          numbers = window.summary()
+        numbers["learning_rate"] = float(schedule(step - 1))
+        log.train(step, numbers, pace.split(), flops)
+        pace.restart()
+      metrics = None
       if step % config.eval.every == 0 or last:
-        result = evaluate(state.eval_variables())
-        metrics = result.scalars
-        log.evaluation(step, metrics, config.eval.best_by)
-        for name, image in result.pictures.items():
-          pictures[name] = log.picture(step, name, image)
-      if metrics or step % config.checkpoint.every == 0 or stop.requested:
-        checkpointer.save(state, batches, metrics)
+        with pace.pause("the evaluation"):
+          result = evaluate(state.eval_variables(), on_batch=pace.touch)
+          metrics = result.scalars
+          log.evaluation(step, metrics, config.eval.best_by)
+          for name, image in result.pictures.items():
+            pictures[name] = log.picture(step, name, image)
+      with pace.pause("the checkpoint"):
+        checkpointer.check()
+        if metrics or step % config.checkpoint.every == 0 or stopping:
+          checkpointer.save(state, metrics)
 
-  experiment.check_finite(previous, state, config, workdir)
-  checkpointer.close()
-  if stop.requested:
-    log.text(f"stopped at step {step}; the same command goes on from here")
-  elif step == first_step:
-    log.text(f"nothing left to do: {workdir} has already reached step {step}")
-  else:
+    experiment.check_finite(previous, state, config, workdir)
+    checkpointer.close()
+    if step < config.train.num_steps:
+      log.text(f"stopped at step {step}; the same command goes on from here")
+      return pictures
     log.text(result.table)
     log.text(f"checkpoint: {workdir}/checkpoints    log: {workdir}/metrics.jsonl")
     for name, path in pictures.items():
       log.text(f"{name}: {path}")
-  log.close()
-  batches.close()
   return pictures
 
 
-class _StopRequest:
-  """Turns the first Ctrl-C or SIGTERM into "save after this step, then stop"."""
-
-  def __init__(self) -> None:
-    self.requested = False
-    for number in (signal.SIGINT, signal.SIGTERM):
-      signal.signal(number, self._handle)
-
-  def _handle(self, number: int, _: object) -> None:
-    self.requested = True
-    signal.signal(number, signal.default_int_handler)  # a second one does not wait
-    print("stopping after this step ...", file=sys.stderr, flush=True)
+def define_flags() -> None:
+  """Not at import: a notebook imports this file beside other entry points with flags alike."""
+  config_flags.DEFINE_config_file(
+    "config", None, "The experiment: configs/afformer/camvid.py[:variant].", lock_config=True
+  )
+  flags.DEFINE_string("workdir", None, "Where checkpoints, logs and pictures go.")
+  flags.DEFINE_string("profile", None, "Trace these steps into WORKDIR/profile, 100:105 say.")
+  processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
   """Checks the flags and trains."""
-  with friendly_exit():
+  given = flags.FLAGS
+  with processes.run():
     if len(argv) > 1:
       raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
-    if _CONFIG.value is None or not _WORKDIR.value:
+    if given.config is None or not given.workdir:
       raise UserError("--config and --workdir are needed; see python train.py --help.")
-    logging.set_verbosity(logging.ERROR)  # orbax tells of every file it reads and writes
+    logging.set_verbosity(logging.FATAL)  # what orbax tells of errors, we tell in one line
     platform.tune_host_malloc()
     platform.use_compilation_cache()
-    train(_CONFIG.value, _WORKDIR.value)
+    train(given.config, given.workdir, given.profile)
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main, flags_parser=parse_flags)

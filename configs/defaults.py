@@ -23,12 +23,20 @@ def run() -> ConfigDict:
   # Steps between resumable checkpoints, and how many of the latest stay (the best always does).
   config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
   config.log = ConfigDict({"every": 50})
+
+  # A run that shows no sign of life for this long is reported, with the host; and how often each
+  # process writes WORKDIR/heartbeat_<process>.json, both in seconds; 0: not.
+  config.watch = ConfigDict({"stall_seconds": 300.0, "heartbeat": 0.0})
   return config
 
 
 def loading() -> dict[str, object]:
-  """How input is read: threads and worker processes a host, and what a broken file does."""
-  return {"num_threads": 4, "num_workers": 0, "on_error": "raise"}
+  """How input is read: threads and worker processes a host, and what a broken file does.
+
+  `mixture` trains on several data sets of the same classes instead of `data.name`:
+  ((name, root, split, weight), ...).
+  """
+  return {"num_threads": 4, "num_workers": 0, "on_error": "raise", "mixture": ()}
 
 
 def adamw(learning_rate: float, weight_decay: float) -> ConfigDict:

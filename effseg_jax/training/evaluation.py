@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,14 @@ from effseg_jax.evaluators import EvaluationResult, Evaluator
 from effseg_jax.training import sharding
 from effseg_jax.training.state import Variables
 
-Evaluate = Callable[[Variables], EvaluationResult]
+
+class Evaluate(Protocol):
+  """Evaluates variables over a data set, each example once."""
+
+  def __call__(
+    self, variables: Variables, on_batch: Callable[[], None] = lambda: None
+  ) -> EvaluationResult:
+    """Every process calls it; `on_batch` is called after each batch."""
 
 
 def compile_evaluation(
@@ -31,12 +38,15 @@ def compile_evaluation(
   """
   step = _jit(make().step, mesh)
 
-  def evaluate(variables: Variables) -> EvaluationResult:
+  def evaluate(
+    variables: Variables, on_batch: Callable[[], None] = lambda: None
+  ) -> EvaluationResult:
     evaluator = make()
     for batch in batches:
       totals, examples = step(variables, sharding.put_batch(batch, mesh))
       totals = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), totals)
       evaluator.update(batch, totals, jax.tree.map(sharding.local_rows, examples))
+      on_batch()
     return evaluator.result()
 
   return evaluate

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,7 +26,7 @@ import effseg_jax
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators import make_evaluator
 from effseg_jax.tasks import Task, make_task
-from effseg_jax.training import evaluation, schedules, sharding, trees
+from effseg_jax.training import evaluation, processes, schedules, sharding, trees
 from effseg_jax.training import optimizer as optimizer_lib
 from effseg_jax.training import state as state_lib
 from effseg_jax.training.checkpoint import RunDescription, load_for_inference
@@ -33,18 +34,20 @@ from effseg_jax.training.state import TrainState, Variables
 from effseg_jax.training.step import StepReport
 from effseg_jax.weights.loading import is_bundle
 from input_pipeline import datasets, loader, tasks
+from input_pipeline.mixture import Mixture
 
 __all__ = ["make_task"]
 
 
 def open_dataset(config: ConfigDict, split: str) -> Any:
   """Opens a split of the configured data set."""
-  return datasets.open_dataset(
+  dataset = datasets.open_dataset(
     config.data.name,
     root=config.data.root or None,
     split=split,
     **config.data.options.to_dict(),
   )
+  return tasks.as_task_reads(config.task.name, dataset)
 
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -58,29 +61,59 @@ def model_fields(config: ConfigDict, num_classes: int) -> dict[str, Any]:
   return {**fields, "num_classes": num_classes}
 
 
-def train_batches(config: ConfigDict, dataset: Any) -> Any:
-  """The endless iterator over this process's part of the training batches."""
-  return loader.train_batches(
+def open_training_data(config: ConfigDict) -> Any:
+  """Opens what is trained on: the configured split, or the mixture of data sets.
+
+  An entry of `data.mixture` is (name, root, split, weight).
+
+  Raises:
+    UserError: for an entry of another form, or data sets that do not go together.
+  """
+  entries = config.data.get("mixture", ())
+  if not entries:
+    return open_dataset(config, config.data.train_split)
+  parts, weights = [], []
+  for entry in entries:
+    if len(entry) != 4:
+      raise UserError(
+        f"data.mixture: {entry!r} has another form; expected (name, root, split, weight)."
+      )
+    name, root, split, weight = entry
+    part = datasets.open_dataset(name, root=root or None, split=split)
+    parts.append(tasks.as_task_reads(config.task.name, part))
+    weights.append(weight)
+  return Mixture(parts, weights)
+
+
+def train_batches(config: ConfigDict, dataset: Any, mesh: Mesh) -> loader.TrainBatches:
+  """This process's part of the training batches."""
+  return loader.TrainBatches(
     dataset,
     tasks.train_transforms(config.task.name, **config.data.augment.to_dict()),
     batch_size=config.train.batch_size,
     seed=config.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=sharding.process_rows(config.train.batch_size, mesh),
     num_threads=config.data.num_threads,
     num_workers=config.data.num_workers,
     on_error=config.data.on_error,
   )
 
 
-def input_shapes(task: Task, batches: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """Shapes of the model's inputs, from a look at the first batch; the iterator stays in place."""
-  position = batches.get_state()
-  batch = next(batches)
-  batches.set_state(position)
-  shapes = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}
+def batch_shapes(batches: loader.TrainBatches, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and sharding of a global batch, from its first example."""
+  shapes = {
+    key: jax.ShapeDtypeStruct((batches.batch_size, *shape), dtype)
+    for key, (shape, dtype) in batches.element_shapes().items()
+  }
+  return sharding.batch_shapes(shapes, mesh)
+
+
+def input_shapes(
+  task: Task, batch: Mapping[str, jax.ShapeDtypeStruct]
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Shapes of the model's inputs for a batch of such shapes."""
   return jax.eval_shape(
-    lambda batch: task.model_inputs(task.augment(batch, jax.random.key(0))), shapes
+    lambda batch: task.model_inputs(task.augment(batch, jax.random.key(0))), dict(batch)
   )
 
 
@@ -132,18 +165,24 @@ def describe_run(config: ConfigDict, task: Task, dataset: Any) -> RunDescription
       "fields": model_fields(config.model, task.num_classes),
     },
     "task": {"name": config.task.name, **dataclasses.asdict(task)},
-    "trained_on": f"{config.data.name} {config.data.train_split}",
+    "trained_on": _trained_on(config),
     # How the model was evaluated is how predict.py uses it.
     "inference": inference_settings(config.eval),
   }
   data = {
     "seed": config.seed,
     "batch_size": config.train.batch_size,
-    "num_workers": config.data.num_workers,
-    "process_count": jax.process_count(),
-    "data": f"{config.data.name} {config.data.train_split}",
+    "data": _trained_on(config),
   }
   return RunDescription(json.loads(config.to_json_best_effort()), card, data)
+
+
+def _trained_on(config: ConfigDict) -> str:
+  """The data set and its split, or what is mixed."""
+  entries = config.data.get("mixture", ())
+  if not entries:
+    return f"{config.data.name} {config.data.train_split}"
+  return " + ".join(f"{weight:g} {name} {split}" for name, _, split, weight in entries)
 
 
 def describe(
@@ -156,9 +195,10 @@ def describe(
   step = int(state.step)
   return {
     "model": f"{config.model.name}, {state_lib.parameter_count(state.params):,} parameters",
-    "data": f"{config.data.name} {config.data.train_split}: {len(dataset):,} examples,"
-    f" {dataset.num_classes} classes",
-    "devices": f"{mesh.size} x {device.device_kind} ({device.platform})" + (axes and f": {axes}"),
+    "data": f"{_trained_on(config)}: {len(dataset):,} examples, {dataset.num_classes} classes",
+    "devices": f"{mesh.size} x {device.device_kind} ({device.platform})"
+    + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+    + (axes and f": {axes}"),
     "training": f"{train.num_steps:,} steps of {train.batch_size} images"
     + (f", going on from step {step}" if step else ""),
     "workdir": workdir,
@@ -205,15 +245,18 @@ def check_finite(
     return
   step, report = previous
   path = Path(workdir) / f"nonfinite_{step:06d}.npz"
-  arrays = flatten_dict(jax.device_get(dict(state.variables())), sep="/")
-  np.savez(path, **arrays)
+  variables = dict(state.variables())
+  if jax.process_count() > 1:
+    variables = multihost_utils.process_allgather(variables, tiled=True)
+  if jax.process_index() == 0:
+    np.savez(path, **flatten_dict(jax.device_get(variables), sep="/"))
   names = trees.leaf_names(state.params)
   norms = np.asarray(report.gradient_norms)
   bad = [name for name, norm in zip(names, norms, strict=True) if not np.isfinite(norm)]
   shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
   raise UserError(
-    f"step {step}: the loss is {float(report.scalars['loss']):g} and the gradient is not finite in"
-    f" {len(bad)} of {len(names)} parameters ({shown}). The variables are in {path}; the last"
-    " checkpoint is intact. Lower the learning rate, set optimizer.clip_norm, or set"
-    " --config.on_nonfinite=skip."
+    f"step {step} ({processes.location()}): the loss is {float(report.scalars['loss']):g} and the"
+    f" gradient is not finite in {len(bad)} of {len(names)} parameters ({shown}). The variables"
+    f" are in {path}; the last checkpoint is intact. Lower the learning rate, set"
+    " optimizer.clip_norm, or set --config.on_nonfinite=skip."
   )

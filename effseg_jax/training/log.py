@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ import numpy as np
 from clu import metrics
 from tensorboardX import SummaryWriter
 
+from effseg_jax.errors import UserError
 from effseg_jax.tasks import Task
+from effseg_jax.training import chips, processes, watch
+from effseg_jax.training.pace import Split
 from effseg_jax.training.step import StepReport
+from effseg_jax.training.workdir import Claim, storage_errors
 
 # What people look for in a line comes first.
 _FIRST = ("loss", "mIoU", "PQ", "M_J", "accuracy", "top1")
@@ -26,6 +30,9 @@ _SHARES = (
 )
 
 
+_MFU = "model_flops_utilisation"
+
+
 class RunLog:
   """Writes one run's numbers and pictures; only the first process writes.
 
@@ -34,42 +41,68 @@ class RunLog:
   """
 
   def __init__(self, workdir: str | Path, num_steps: int, batch_size: int):
-    """Opens the files for appending.
+    """Claims the working directory and opens the files for appending; every process does.
 
     Args:
       workdir: created if it is missing.
       num_steps: length of the run, for the time left.
       batch_size: images per step over all processes, for images/s.
+
+    Raises:
+      UserError: if the folder cannot be written to, or another run uses it.
     """
     self._workdir = Path(workdir)
     self._num_steps, self._batch_size = num_steps, batch_size
     self._active = jax.process_index() == 0
     self._best: dict[str, float] = {}
+    found = None
     if self._active:
-      self._workdir.mkdir(parents=True, exist_ok=True)
-      self._jsonl = (self._workdir / "metrics.jsonl").open("a", encoding="utf-8")
-      self._events = SummaryWriter(str(self._workdir))
+      try:
+        self._claim = Claim(self._workdir)
+        with self._writing():
+          self._jsonl = (self._workdir / "metrics.jsonl").open("a", encoding="utf-8")
+          self._events = SummaryWriter(str(self._workdir))
+      except UserError as error:
+        found = error
+    processes.agree(found)
 
   def text(self, message: str) -> None:
     """Prints a message as it is."""
     if self._active:
       print(message, flush=True)
 
-  def train(self, step: int, scalars: Mapping[str, float], pace: Pace) -> None:
-    """Logs a window of training steps: its mean scalars, its speed, the time left."""
-    seconds = pace.seconds_per_step()
-    left = (self._num_steps - step) * seconds
-    speed = self._batch_size / seconds
+  def train(self, step: int, scalars: Mapping[str, float], split: Split, flops: float) -> None:
+    """Logs a window of training steps; every process does.
+
+    Besides the scalars `metrics.jsonl` gets images/s, the seconds of a step by what was waited for,
+    the devices' speed (see `chips.speed`) and their memory.
+
+    Args:
+      step: the last one of the window.
+      scalars: their means.
+      split: where their time went.
+      flops: of a step's part on one device.
+    """
+    device = jax.local_devices()[0]
+    speed, cost = self._batch_size / split.total, chips.speed(split.total, flops, device)
+    slow = watch.falling_behind(split)
     first = [name for name in _FIRST if name in scalars]
     order = first + [name for name in scalars if name not in first]
     shown = "  ".join(f"{name} {_short(name, scalars[name])}" for name in order)
     best = "".join(f"  best {name} {_short(name, v)}" for name, v in self._best.items())
+    used = f"  {100 * cost[_MFU]:.0f}% of peak" if _MFU in cost else ""
+    waiting = split.data / split.total
+    waits = f"  {100 * waiting:.0f}% waiting for data" if waiting > 0.05 else ""
     width = len(str(self._num_steps))
     self.text(
-      f"step {step:{width}d}/{self._num_steps}  {shown}{best}  {speed:.1f} images/s"
-      f"  left {duration(left)}"
+      f"step {step:{width}d}/{self._num_steps}  {shown}{best}  {speed:.1f} images/s{used}{waits}"
+      f"  left {duration((self._num_steps - step) * split.total)}"
     )
-    self._write("train", step, {**scalars, "images_per_second": speed})
+    if slow:
+      self.text(slow)
+    times = {f"seconds_{name}": value for name, value in split._asdict().items()}
+    speeds = {"images_per_second": speed, **times, **cost, **chips.memory_in_use(device)}
+    self._write("train", step, {**scalars, **speeds})
 
   def evaluation(self, step: int, scalars: Mapping[str, float], best_by: str) -> None:
     """Logs the metrics of an evaluation and remembers the best."""
@@ -81,7 +114,8 @@ class RunLog:
   def document(self, name: str, content: str) -> None:
     """Writes a text file that describes the run."""
     if self._active:
-      (self._workdir / name).write_text(content + "\n", encoding="utf-8")
+      with self._writing():
+        (self._workdir / name).write_text(content + "\n", encoding="utf-8")
 
   def picture(self, step: int, name: str, image: np.ndarray) -> Path | None:
     """Writes a uint8 (H, W, 3) picture; returns its path."""
@@ -90,59 +124,34 @@ class RunLog:
     from PIL import Image
 
     path = self._workdir / "pictures" / f"{name}_{step:06d}.png"
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(image).save(path)
-    self._events.add_image(name, image, step, dataformats="HWC")
+    with self._writing():
+      path.parent.mkdir(exist_ok=True)
+      Image.fromarray(image).save(path)
+      self._events.add_image(name, image, step, dataformats="HWC")
     return path
 
   def close(self) -> None:
-    """Flushes and closes the files."""
+    """Flushes and closes the files, and lets others have the folder."""
     if self._active:
-      self._jsonl.close()
-      self._events.close()
+      with self._writing():
+        self._jsonl.close()
+        self._events.close()
+      self._claim.release()
 
   def _write(self, prefix: str, step: int, scalars: Mapping[str, float]) -> None:
     if not self._active:
       return
     record = {f"{prefix}/{name}": float(value) for name, value in scalars.items()}
-    self._jsonl.write(json.dumps({"step": step, **record}) + "\n")
-    self._jsonl.flush()
-    for name, value in record.items():
-      self._events.add_scalar(name, value, step)
+    with self._writing():
+      self._jsonl.write(json.dumps({"step": step, **record}) + "\n")
+      self._jsonl.flush()
+      for name, value in record.items():
+        self._events.add_scalar(name, value, step)
 
-
-class Pace:
-  """Measures seconds per step, leaving out what `pause` surrounds (evaluation, saving)."""
-
-  def __init__(self) -> None:
-    self.restart()
-
-  def restart(self) -> None:
-    """Begins a new window."""
-    self._start, self._steps = time.monotonic(), 0
-
-  def step(self) -> None:
-    """Counts one step."""
-    self._steps += 1
-
-  def pause(self) -> _Pause:
-    """A context whose time does not count."""
-    return _Pause(self)
-
-  def seconds_per_step(self) -> float:
-    """Mean over the window."""
-    return max(time.monotonic() - self._start, 1e-9) / max(self._steps, 1)
-
-
-class _Pause:
-  def __init__(self, pace: Pace):
-    self._pace = pace
-
-  def __enter__(self) -> None:
-    self._begin = time.monotonic()
-
-  def __exit__(self, *exception: object) -> None:
-    self._pace._start += time.monotonic() - self._begin
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    with storage_errors(self._workdir):
+      yield
 
 
 class ReportWindow:

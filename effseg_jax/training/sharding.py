@@ -97,11 +97,39 @@ def check_batch_size(batch_size: int, mesh: Mesh, setting: str) -> None:
     )
 
 
+def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, ...]:
+  """Which rows of a global batch this process puts on its devices, ascending.
+
+  Raises:
+    UserError: if other processes need the same rows, which happens where the model axis is longer
+      than the devices of a process.
+  """
+  indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  rows = {row for (span,) in indices for row in range(*span.indices(batch_size))}
+  if len(rows) * jax.process_count() != batch_size:
+    raise UserError(
+      f"mesh model={mesh.shape['model']} reaches over several processes; expected at most the"
+      f" {jax.local_device_count()} devices of one."
+    )
+  return tuple(sorted(rows))
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Makes global arrays of this process's part of a batch, cut over the mesh."""
   sharding = batch_sharding(mesh)
   return {
     key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
+  }
+
+
+def batch_shapes(
+  shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a global batch with the sharding that `put_batch` gives it."""
+  sharding = batch_sharding(mesh)
+  return {
+    key: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    for key, array in shapes.items()
   }
 
 

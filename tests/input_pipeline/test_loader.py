@@ -13,7 +13,7 @@ from input_pipeline import loader, transforms
 from input_pipeline.datasets import open_dataset
 from input_pipeline.datasets.base import IGNORE_LABEL
 from input_pipeline.eval_batches import SemanticEvalBatches, SizeRule
-from input_pipeline.loader import Tolerant, train_batches
+from input_pipeline.loader import Tolerant, TrainBatches, train_batches
 
 # Threads read ahead of a test, and may warn when it is over.
 pytestmark = pytest.mark.filterwarnings("ignore:skipped a broken example")
@@ -91,26 +91,24 @@ def test_threads_do_not_change_the_batches():
   assert_equal(take(scenes(num_threads=1), 6), take(scenes(num_threads=4), 6))
 
 
-def test_a_restored_iterator_goes_on():
-  batches = scenes()
-  take(batches, 3)
-  state = batches.get_state()
-  expected = take(batches, 30)  # over the end of an epoch
-  other = scenes(num_threads=1)
-  take(other, 1)
-  other.set_state(state)
-  assert_equal(take(other, 30), expected)
+def test_the_stream_goes_on_anywhere():
+  whole = take(scenes(), 33)  # over the end of an epoch
+  assert_equal(take(scenes(start=3, num_threads=1), 30), whole[3:])
 
 
-def test_workers_do_not_change_the_batches_and_go_on_where_they_were():
-  batches = scenes(num_workers=2, num_threads=1)
-  first = take(batches, 4)
-  state = batches.get_state()
-  expected = take(batches, 3)
-  batches.set_state(state)
-  assert_equal(take(batches, 3), expected)
+def test_workers_do_not_change_the_batches():
+  batches = scenes(num_workers=2, num_threads=1, start=2)
+  found = take(batches, 5)
   batches.close()
-  assert_equal(first + expected, take(scenes(num_workers=0), 7))
+  assert_equal(found, take(scenes(), 7)[2:])
+
+
+def test_shapes_are_those_of_an_example():
+  dataset = open_dataset("synthetic", split="val", size=(32, 32))
+  batches = TrainBatches(dataset, [], batch_size=4, seed=0)
+  (batch,) = take(batches.iterate(), 1)
+  found = {key: ((4, *shape), dtype) for key, (shape, dtype) in batches.element_shapes().items()}
+  assert found == {key: (value.shape, value.dtype) for key, value in batch.items()}
 
 
 def test_every_epoch_holds_everything_in_another_order():
@@ -129,22 +127,35 @@ def test_augmentation_differs_between_epochs():
   assert len(seen) > 185
 
 
-@pytest.mark.parametrize("process_count", [1, 2, 3])
-def test_processes_share_an_epoch(process_count):
-  parts = [
-    train_batches(
-      Numbered(24), [], batch_size=6, seed=0, process_index=index, process_count=process_count
-    )
-    for index in range(process_count)
-  ]
-  for _ in range(2):  # epochs
-    seen = [n for part in parts for batch in take(part, 4) for n in numbers(batch)]
-    assert sorted(seen) == list(range(24))
+@pytest.mark.parametrize("rows", [[(0, 1, 2), (3, 4, 5)], [(0, 3), (1, 4), (2, 5)]])
+def test_processes_load_their_rows_of_the_same_batches(rows):
+  """Augmentation included: what a step sees does not depend on the number of processes."""
+  dataset = open_dataset("synthetic", split="val", size=(32, 32))
+  options = {"batch_size": 6, "seed": 3}
+  steps = [transforms.HorizontalFlip(0.5), transforms.PhotometricDistortion()]
+  whole = take(train_batches(dataset, steps, **options), 5)
+  parts = [take(train_batches(dataset, steps, rows=own, **options), 5) for own in rows]
+  for number, batch in enumerate(whole):
+    for own, part in zip(rows, parts, strict=True):
+      expected = {key: value[list(own)] for key, value in batch.items()}
+      assert_equal([part[number]], [expected])
 
 
-def test_too_few_examples_say_so():
-  with pytest.raises(UserError, match="numbered has 2 examples for 3 processes"):
-    train_batches(Numbered(2), [], batch_size=3, seed=0, process_count=3)
+def test_an_epoch_holds_everything_where_batches_do_not_divide_it():
+  batches = train_batches(Numbered(10), [], batch_size=4, seed=0)
+  seen = [n for batch in take(batches, 15) for n in numbers(batch)]
+  for epoch in range(6):
+    assert sorted(seen[10 * epoch : 10 * (epoch + 1)]) == list(range(10))
+
+
+def test_a_batch_may_be_larger_than_the_data_set():
+  (batch,) = take(train_batches(Numbered(2), [], batch_size=5, seed=0), 1)
+  assert sorted(numbers(batch)[:4]) == [0, 0, 1, 1]
+
+
+def test_an_empty_data_set_says_so():
+  with pytest.raises(UserError, match="numbered has no example"):
+    TrainBatches(Numbered(0), [], batch_size=3, seed=0)
 
 
 def test_a_broken_example_stops_or_is_replaced():
@@ -256,6 +267,6 @@ def test_a_corrupt_file_can_be_skipped(tmp_path):
 def test_augment_makes_contiguous_arrays():
   example = Numbered(2)[1]
   example["image"] = example["image"][:, ::-1]
-  result = loader.Augment(()).random_map(example, np.random.default_rng(0))
+  result = loader.Loader([example], (), seed=0)(place=0, index=0)
   assert all(value.flags.c_contiguous for value in result.values())
   assert set(result) == {"image", "label", "valid_size", "weight"}
