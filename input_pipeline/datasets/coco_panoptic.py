@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -68,10 +69,15 @@ CLASSES, PALETTE = CLASS_TABLE.names, CLASS_TABLE.palette
 _SPLITS = ("train2017", "val2017")
 
 
-def open_split(root: str | Path | None, split: str) -> panoptic.PanopticFiles:
+def open_split(root: str | Path | None, split: str, *, first: int = 0) -> panoptic.PanopticFiles:
   """Opens `train2017`, `val2017`, or any `annotations/panoptic_<split>.json` with its folders.
 
   The classes are those of the json, things first, each sorted by id: 0 to 79 and 80 to 132.
+
+  Args:
+    root: of the data set.
+    split: of it.
+    first: take so many images, those the json lists first; 0: all.
   """
   known = known_splits(root, "panoptic", _SPLITS)
   base.require_split(split, known, "coco_panoptic")
@@ -82,7 +88,7 @@ def open_split(root: str | Path | None, split: str) -> panoptic.PanopticFiles:
   if not pngs.is_dir():
     pngs = base.require_tree(root, "coco_panoptic", pngs.name, TREE) / pngs.name
   instances = folder / "annotations" / f"instances_{split}.json"
-  return open_json(
+  dataset = open_json(
     "coco_panoptic",
     split,
     folder / probe,
@@ -92,6 +98,8 @@ def open_split(root: str | Path | None, split: str) -> panoptic.PanopticFiles:
     official=CLASS_TABLE,
     instances_json=instances if instances.is_file() else None,
   )
+  names = dataset.image_names
+  return dataclasses.replace(dataset, image_names=names[:first] if first else names)
 
 
 def open_json(

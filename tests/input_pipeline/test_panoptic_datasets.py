@@ -197,6 +197,13 @@ def test_the_real_sample(shared):
       check_example(dataset, index)
 
 
+def test_the_first_images_only(tmp_path):
+  write_coco(tmp_path)
+  everything, one = opened(tmp_path), opened(tmp_path, first=1)
+  assert (len(everything), len(one), len(opened(tmp_path, first=9))) == (2, 1, 2)
+  np.testing.assert_array_equal(one[0]["image"], everything[0]["image"])
+
+
 # Mistakes in panoptic files.
 
 
