@@ -16,7 +16,15 @@ _CATALOGUE = {
   "afformer_tiny_fft": "effseg_jax.models.afformer",
   "afformer_small_fft": "effseg_jax.models.afformer",
   "afformer_base_fft": "effseg_jax.models.afformer",
+  "avesformer_r50": "effseg_jax.models.avesformer",
+  "avesformer_r18": "effseg_jax.models.avesformer",
+  "avesformer_pvt_v2_b2": "effseg_jax.models.avesformer",
+  "avesformer_lite": "effseg_jax.models.avesformer",
   "vggish": "effseg_jax.models.backbones.vggish",
+  "mask2former_r50": "effseg_jax.models.mask2former",
+  "mask2former_swin_tiny": "effseg_jax.models.mask2former",
+  "proscale_r50": "effseg_jax.models.mask2former",
+  "proscale_swin_tiny": "effseg_jax.models.mask2former",
 }
 
 
