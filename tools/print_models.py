@@ -5,6 +5,10 @@ r"""Prints the models with their parameters and multiply-accumulates, counted on
 One multiply-accumulate counts as one. `products` are convolutions, linear layers and attention;
 `published` adds what the papers' counter (fvcore) adds: normalisations, poolings, resizes, the one
 of the logits to the image included. See `effseg_jax/models/flops.py`.
+
+For Mask2Former and PRO-SCALE a second table shows where the cost lies, by the published convention:
+
+  python -m tools.print_models --pattern='*_swin_tiny' --size=800x1088 --num_classes=133
 """
 
 from __future__ import annotations
@@ -18,6 +22,11 @@ from effseg_jax.errors import UserError, friendly_exit
 from effseg_jax.models import flops
 
 _HEADER = ("model", "parameters", "with dead layer", "GMACs products", "GMACs published")
+_PARTS_HEADER = (
+  *("model", "parameters", "total", "backbone", "encoder", "decoder"),
+  *("encoder saved", "total saved"),
+)
+_DEPTHS = ((1, 1, 1), (2, 2, 2), (3, 3, 3))
 
 
 def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
@@ -36,7 +45,9 @@ def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
     raise UserError(f"--pattern={pattern}: no model matches; --pattern='*' prints all of them.")
   rows, notes = [_HEADER], {}
   for name in names:
-    model = effseg_jax.create_model(name, num_classes=num_classes)
+    model = effseg_jax.create_model(name)
+    if hasattr(model, "num_classes"):
+      model = effseg_jax.create_model(name, num_classes=num_classes)
     first = list(inspect.signature(type(model).__call__).parameters)[1]
     if first != "images":
       rows.append((name, *["-"] * 4))
@@ -49,13 +60,47 @@ def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
       published = "*"
       notes["*"] = "Fourier transforms, which no published convention counts, are not in products"
     rows.append((name, f"{live:,}", f"{all_of_them:,}", f"{cost.products / 1e9:.3f}", published))
+  lines = [f"one image of {size[0]}x{size[1]}, {num_classes} classes", *_aligned(rows)]
+  lines += [f"{mark} {note}" for mark, note in notes.items()]
+  for backbone in ("r50", "swin_tiny"):
+    if {f"mask2former_{backbone}", f"proscale_{backbone}"} & set(names):
+      lines += ["", *parts_table(backbone, size, num_classes)]
+  return "\n".join(lines)
+
+
+def parts_table(backbone: str, size: tuple[int, int], num_classes: int) -> list[str]:
+  """What Mask2Former and PRO-SCALE cost, part by part and side by side.
+
+  Args:
+    backbone: "r50" or "swin_tiny".
+    size: (H, W) of the image.
+    num_classes: of every model.
+
+  Returns:
+    Lines. The encoder is the whole pixel decoder, as in the papers, and what is saved of it and of
+    the total is relative to Mask2Former.
+  """
+  variants = {f"mask2former_{backbone}": {}}
+  variants |= {f"proscale_{backbone} {depths}": {"proscale_layers": depths} for depths in _DEPTHS}
+  rows, reference = [_PARTS_HEADER], None
+  for title, fields in variants.items():
+    model = effseg_jax.create_model(title.split()[0], num_classes=num_classes, **fields)
+    costs = [cost.published for cost in flops.count_parts(model, size).values()]
+    shown = [sum(costs), *costs]
+    reference = reference or shown
+    saved = [f"{1 - shown[i] / reference[i]:.1%}" for i in (2, 0)]
+    live, _ = flops.parameter_counts(model)
+    rows.append((title, f"{live:,}", *(f"{cost / 1e9:.1f}" for cost in shown), *saved))
+  return [f"GMACs published, {backbone}: the network without post-processing", *_aligned(rows)]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Lines of a table, the first column to the left and the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
+  return [
     "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
     for row in rows
   ]
-  lines += [f"{mark} {note}" for mark, note in notes.items()]
-  return "\n".join([f"one image of {size[0]}x{size[1]}, {num_classes} classes", *lines])
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -13,6 +13,12 @@ Products are read off the jaxpr. Normalisations, pools and resizes have no primi
 there, so they are counted where their modules are called, while the same trace is made. The
 reverse holds for the low-pass filters: their pools and resizes *are* matrix products in our
 formulation. They are recognised by their constant operand, and not counted as products.
+
+For the universal models the published convention is that of detectron2's `analyze_model`, which
+asks the same counter about the network alone: no mask is upsampled, nothing post-processed. It
+counts 4 for each value that deformable attention samples and nothing for adding the samples up; 4
+for each mask logit that is resized to a level; and it overlooks the products of queries and keys in
+masked attention (`baddbmm`). Where our formulation has other products, theirs take their place.
 """
 
 from __future__ import annotations
@@ -28,10 +34,15 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from effseg_jax.models.afformer import FrequencyFilters, Stage
+from effseg_jax.models.backbones.resnet import FrozenBatchNorm
 from effseg_jax.models.layers import BatchNorm
+from effseg_jax.models.mask2former import STRIDE, Attention, Mask2Former, MaskedAttentionDecoder
+from effseg_jax.models.pixel_decoder import DeformableAttention, MaskFeatures
+from effseg_jax.models.proscale import TokenRecalibration
 from effseg_jax.ops.backend import target_platform
+from effseg_jax.ops.deformable import deformable_attention
 
-_POOL, _RESIZE, _BATCH_NORM, _NORM = 1, 4, 2, 5  # fvcore's cost per element
+_POOL, _RESIZE, _BATCH_NORM, _NORM, _SAMPLE = 1, 4, 2, 5, 4  # fvcore's cost per element
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +76,37 @@ def count(model: nn.Module, size: tuple[int, int]) -> Count:
     The counts; nothing is computed or allocated.
   """
   images, variables = _arguments(model, size)
+  cost, outputs = _count_call(model, variables, images, False)
+  if getattr(outputs, "ndim", 0) == 4:  # logits of a map: features and whole images have no resize
+    resize = _RESIZE * math.prod(size) * outputs.shape[-1]
+    cost = dataclasses.replace(cost, others=cost.others + resize)
+  return cost
+
+
+def count_parts(model: Mask2Former, size: tuple[int, int]) -> dict[str, Count]:
+  """Counts one application of each part of a universal model to one image.
+
+  Args:
+    model: of `effseg_jax.models.mask2former`.
+    size: (H, W) of the image, which is padded to multiples of 32.
+
+  Returns:
+    The counts of `backbone`, `pixel_decoder` and `decoder`, which add up to the model's.
+  """
+  padded = tuple(n + -n % STRIDE for n in size)
+  images, variables = _arguments(model, padded)
+  own = lambda part: {kind: tree[part] for kind, tree in variables.items() if part in tree}  # noqa: E731
+  costs = {}
+  costs["backbone"], features = _count_call(model.backbone, own("backbone"), images, False)
+  costs["pixel_decoder"], outputs = _count_call(
+    model.pixel_decoder, own("pixel_decoder"), features, False
+  )
+  costs["decoder"], _ = _count_call(model.decoder, own("decoder"), *outputs[:2])
+  return costs
+
+
+def _count_call(module: nn.Module, variables: Any, *args: Any) -> tuple[Count, Any]:
+  """Counts `module.apply(variables, *args)`; also returns the shapes of its outputs."""
   others = 0
 
   def tally(call, args, kwargs, context):
@@ -74,16 +116,21 @@ def count(model: nn.Module, size: tuple[int, int]) -> Count:
       others += _cost_of_call(context.module, args, outputs)
     return outputs
 
+  static = {index: arg for index, arg in enumerate(args) if isinstance(arg, bool)}
+  arrays = [arg for index, arg in enumerate(args) if index not in static]
+
+  def apply(variables: Any, *arrays: Any) -> Any:
+    given = iter(arrays)
+    return module.apply(
+      variables, *(static[i] if i in static else next(given) for i in range(len(args)))
+    )
+
   # Traced for an accelerator: the depthwise convolutions are convolutions there, while their CPU
   # formulation has no product in it.
   with target_platform("gpu"), nn.intercept_methods(tally):
-    closed, outputs = jax.make_jaxpr(
-      lambda variables, images: model.apply(variables, images, train=False), return_shape=True
-    )(variables, images)
-  if getattr(outputs, "ndim", 0) == 4:  # logits of a map: features and whole images have no resize
-    others += _RESIZE * math.prod(size) * outputs.shape[-1]
+    closed, outputs = jax.make_jaxpr(apply, return_shape=True)(variables, *arrays)
   products, transforms = _products(closed.jaxpr)
-  return Count(products, others, transforms)
+  return Count(products, others, transforms), outputs
 
 
 def parameter_counts(model: nn.Module, size: tuple[int, int] = (64, 64)) -> tuple[int, int]:
@@ -115,7 +162,7 @@ def _arguments(model: nn.Module, size: tuple[int, int]) -> tuple[jax.ShapeDtypeS
 
 def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
   """What the published convention adds for a call of a module, its submodules' calls aside."""
-  if isinstance(module, BatchNorm):
+  if isinstance(module, (BatchNorm, FrozenBatchNorm)):
     return _BATCH_NORM * args[0].size
   if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
     return _NORM * args[0].size
@@ -124,7 +171,38 @@ def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
   if isinstance(module, Stage) and module.drop_paths and module.strides[1] > 1:
     rows, cols = outputs.shape[1:3]  # the prototypes are resized to the pixels' grid
     return _RESIZE * args[0].shape[0] * rows * cols * args[0].shape[-1]
+  if isinstance(module, MaskFeatures):  # the finest memory is resized to the adapter's grid
+    return _RESIZE * outputs.size
+  if isinstance(module, TokenRecalibration):  # the guide is resized to the coarse grid
+    return _RESIZE * outputs.size
+  if isinstance(module, DeformableAttention):
+    return _sampling(module, *args)
+  if isinstance(module, Attention) and len(args) == 4:  # masked: queries times keys are overlooked
+    return -args[0].size * args[1].shape[1]
+  if isinstance(module, MaskedAttentionDecoder):
+    return _masks_at_levels(module, *args)
   return 0
+
+
+def _sampling(module: DeformableAttention, queries: Any, points: Any, tokens: Any) -> int:
+  """Samples as the official code counts them, in place of what our formulation multiplies."""
+  batch, count, channels = queries.shape
+  shape = (batch, count, module.heads, len(module.sizes), module.points)
+  value = (*tokens.shape[:2], module.heads, channels // module.heads)
+  arrays = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (value, (*shape, 2), shape))
+  closed = jax.make_jaxpr(lambda v, *xs: deformable_attention(v, module.sizes, *xs))(*arrays)
+  samples = math.prod(shape) * channels // module.heads
+  return _SAMPLE * samples - _products(closed.jaxpr)[0]
+
+
+def _masks_at_levels(module: MaskedAttentionDecoder, features: Any, memories: Any) -> int:
+  """The official code resizes mask logits to a level; ours multiplies by resized features."""
+  others = 0
+  for layer in range(module.layers):
+    batch, rows, cols, channels = memories[layer % len(memories)].shape
+    logits = batch * module.num_queries * rows * cols
+    others += (_RESIZE - channels) * logits
+  return others
 
 
 def _products(jaxpr: core.Jaxpr, varying: Sequence[bool] | None = None) -> tuple[int, int]:

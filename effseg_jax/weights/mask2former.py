@@ -16,7 +16,10 @@ from effseg_jax.weights.table import Part, Row
 # "body" is everything but the layer whose size the number of classes decides.
 PARTS = {
   "backbone": backbones.PART,
-  "body": Part(r"(?!sem_seg_head\.predictor\.class_embed\.)", r"(?!params/decoder/head/classify/)"),
+  "body": Part(
+    r"backbone\.|sem_seg_head\.pixel_decoder\.|sem_seg_head\.predictor\.(?!class_embed\.)",
+    r"\w+/backbone/|\w+/pixel_decoder/|\w+/decoder/(?!head/classify/)",
+  ),
 }
 
 _NO_OBJECT_WEIGHT = 0.1  # of the official loss, which keeps it in a buffer
