@@ -24,6 +24,10 @@ DATASETS = {
   "ade20k_panoptic": "input_pipeline.datasets.ade20k_panoptic",
   "cityscapes_panoptic": "input_pipeline.datasets.cityscapes_panoptic",
   "synthetic_instances": "input_pipeline.datasets.synthetic_instances",
+  "s4": "input_pipeline.datasets.avsbench:open_s4",
+  "ms3": "input_pipeline.datasets.avsbench:open_ms3",
+  "avss": "input_pipeline.datasets.avsbench:open_avss",
+  "synthetic_av": "input_pipeline.datasets.synthetic_av",
 }
 
 

@@ -1,0 +1,203 @@
+"""Augmentations of clips: what is done to one frame is done to all, and the sound has its own.
+
+Each takes an example of `datasets.clips` and a generator, and leaves the one it was given alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from effseg_jax.errors import UserError, suggestion
+from input_pipeline.datasets.base import Example
+from input_pipeline.transforms import PhotometricDistortion, Transform
+
+Rng = np.random.Generator
+
+_FITS = ("stretch", "centre", "random")
+# What lies beyond a picture that was made smaller than the crop: the mean colour of ImageNet.
+_FILL = (124, 116, 104)
+_OFFSET = 0.01  # of the log-mel front-end, see `input_pipeline.audio`
+
+
+@dataclasses.dataclass(frozen=True)
+class FitFrames:
+  """Brings frames and masks to one size.
+
+  Attributes:
+    size: rows and columns of the result.
+    fit: `"stretch"` changes the ratio; `"centre"` and `"random"` resize the short side and cut a
+      window out, at the middle or anywhere.
+    ratio: range of a factor on the size before the window is cut out; what lies beyond the picture
+      is unmasked.
+  """
+
+  size: tuple[int, int]
+  fit: str = "stretch"
+  ratio: tuple[float, float] = (1.0, 1.0)
+
+  def __post_init__(self) -> None:
+    if self.fit not in _FITS:
+      raise UserError(
+        f"data.augment.fit is {self.fit!r}; expected one of {', '.join(_FITS)}."
+        f"{suggestion(self.fit, _FITS)}"
+      )
+
+  def __call__(self, example: Example, rng: Rng) -> Example:
+    """Frames bilinear, masks nearest."""
+    frames, masks = example["frames"], example["masks"]
+    if self.fit == "stretch":
+      return {
+        **example,
+        "frames": resize_each(frames, self.size, Image.Resampling.BILINEAR),
+        "masks": resize_each(masks, self.size, Image.Resampling.NEAREST),
+      }
+    rows, cols = frames.shape[1:3]
+    factor = max(self.size[0] / rows, self.size[1] / cols) * rng.uniform(*self.ratio)
+    scaled = max(round(rows * factor), 1), max(round(cols * factor), 1)
+    frames = resize_each(frames, scaled, Image.Resampling.BILINEAR)
+    masks = resize_each(masks, scaled, Image.Resampling.NEAREST)
+    place = rng.random(2) if self.fit == "random" else (0.5, 0.5)
+    return {
+      **example,
+      "frames": self._window(frames, place, _FILL),
+      "masks": self._window(masks, place, 0),
+    }
+
+  def _window(self, pictures: np.ndarray, place: tuple[float, float], fill: object) -> np.ndarray:
+    """Cuts (or pads) rows and columns of (T, H, W, ...) at a relative place."""
+    result = np.empty((len(pictures), *self.size, *pictures.shape[3:]), pictures.dtype)
+    result[...] = fill
+    source, target = [slice(None)], [slice(None)]
+    for length, wanted, share in zip(pictures.shape[1:3], self.size, place, strict=True):
+      spare, count = abs(length - wanted), min(length, wanted)
+      begin = round(spare * share)
+      source.append(slice(begin, begin + count) if length > wanted else slice(0, count))
+      target.append(slice(0, count) if length > wanted else slice(begin, begin + count))
+    result[tuple(target)] = pictures[tuple(source)]
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class FlipFrames:
+  """Mirrors all frames and masks of a clip; the sound has one channel and stays.
+
+  Attributes:
+    probability: of mirroring.
+  """
+
+  probability: float = 0.5
+
+  def __call__(self, example: Example, rng: Rng) -> Example:
+    """Mirrors all or none."""
+    if rng.random() >= self.probability:
+      return example
+    mirrored = {key: example[key][:, :, ::-1] for key in ("frames", "masks")}
+    return {**example, **mirrored}
+
+
+@dataclasses.dataclass(frozen=True)
+class DistortFrames:
+  """A photometric distortion with the same draws for all frames of a clip.
+
+  Attributes:
+    distortion: of one picture.
+  """
+
+  distortion: PhotometricDistortion
+
+  def __call__(self, example: Example, rng: Rng) -> Example:
+    """Changes the frames alone: they are distorted as one tall picture."""
+    frames = example["frames"]
+    tall = {"image": np.ascontiguousarray(frames).reshape(-1, *frames.shape[2:])}
+    return {**example, "frames": self.distortion(tall, rng)["image"].reshape(frames.shape)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SoundGain:
+  """Makes the whole sound of a clip louder or softer.
+
+  The offset inside the logarithm is respected: the result is the log-mel of the scaled waveform.
+
+  Attributes:
+    decibels: the gain is drawn from plus or minus this.
+  """
+
+  decibels: float
+
+  def __call__(self, example: Example, rng: Rng) -> Example:
+    """Changes the log-mel patches alone; patches that pad a clip stay 0."""
+    gain = 10 ** (rng.uniform(-self.decibels, self.decibels) / 20)
+    energy = np.maximum(np.exp(example["log_mel"]) - _OFFSET, 0.0)
+    louder = np.log(gain * energy + _OFFSET).astype(np.float32)
+    heard = example["log_mel"].any(axis=(1, 2), keepdims=True)
+    return {**example, "log_mel": np.where(heard, louder, example["log_mel"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class MuteStripes:
+  """Silences a stripe of bands and stripes of time (SpecAugment, Park et al. 2019).
+
+  Attributes:
+    bands: most mel bands muted, of 64.
+    steps: most time steps muted, of 96.
+  """
+
+  bands: int
+  steps: int
+
+  def __call__(self, example: Example, rng: Rng) -> Example:
+    """Changes the log-mel patches alone: the same bands in all, and other steps in each."""
+    patches = example["log_mel"].copy()
+    silence = np.float32(np.log(_OFFSET))
+    width = int(rng.integers(0, self.bands + 1))
+    begin = int(rng.integers(0, patches.shape[2] - width + 1))
+    patches[:, :, begin : begin + width] = silence
+    for patch in patches:
+      length = int(rng.integers(0, self.steps + 1))
+      begin = int(rng.integers(0, len(patch) - length + 1))
+      patch[begin : begin + length] = silence
+    heard = example["log_mel"].any(axis=(1, 2), keepdims=True)
+    return {**example, "log_mel": np.where(heard, patches, example["log_mel"])}
+
+
+def audio_visual_transforms(
+  *,
+  size: tuple[int, int],
+  fit: str = "stretch",
+  ratio: tuple[float, float] = (1.0, 1.0),
+  flip: float = 0.0,
+  photometric: bool = False,
+  gain: float = 0.0,
+  stripes: tuple[int, int] = (0, 0),
+) -> list[Transform]:
+  """The training transforms of audio-visual segmentation; the defaults change nothing but the size.
+
+  Args:
+    size: rows and columns of the result.
+    fit: of `FitFrames`; AVSBench stretches S4 and MS3 (which have the right size already) and cuts
+      the centre out in AVSS.
+    ratio: of `FitFrames`.
+    flip: probability of `FlipFrames`.
+    photometric: whether frames are distorted.
+    gain: decibels of `SoundGain`; 0: none.
+    stripes: bands and steps of `MuteStripes`; (0, 0): none.
+  """
+  return [
+    FitFrames(tuple(size), fit, tuple(ratio)),
+    *([FlipFrames(flip)] if flip else []),
+    *([DistortFrames(PhotometricDistortion())] if photometric else []),
+    *([SoundGain(gain)] if gain else []),
+    *([MuteStripes(*stripes)] if any(stripes) else []),
+  ]
+
+
+def resize_each(pictures: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+  """Resizes each of (T, H, W, ...) uint8 pictures to (rows, cols), as Pillow does it."""
+  if tuple(pictures.shape[1:3]) == tuple(size):
+    return pictures
+  return np.stack(
+    [np.asarray(Image.fromarray(picture).resize(size[::-1], how)) for picture in pictures]
+  )
