@@ -40,7 +40,6 @@ from effseg_jax.models.mask2former import STRIDE, Attention, Mask2Former, Masked
 from effseg_jax.models.pixel_decoder import DeformableAttention, MaskFeatures
 from effseg_jax.models.proscale import TokenRecalibration
 from effseg_jax.ops.backend import target_platform
-from effseg_jax.ops.deformable import deformable_attention
 
 _POOL, _RESIZE, _BATCH_NORM, _NORM, _SAMPLE = 1, 4, 2, 5, 4  # fvcore's cost per element
 
@@ -176,7 +175,7 @@ def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
   if isinstance(module, TokenRecalibration):  # the guide is resized to the coarse grid
     return _RESIZE * outputs.size
   if isinstance(module, DeformableAttention):
-    return _sampling(module, *args)
+    return _sampling(module, args[0])
   if isinstance(module, Attention) and len(args) == 4:  # masked: queries times keys are overlooked
     return -args[0].size * args[1].shape[1]
   if isinstance(module, MaskedAttentionDecoder):
@@ -184,15 +183,9 @@ def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
   return 0
 
 
-def _sampling(module: DeformableAttention, queries: Any, points: Any, tokens: Any) -> int:
-  """Samples as the official code counts them, in place of what our formulation multiplies."""
-  batch, count, channels = queries.shape
-  shape = (batch, count, module.heads, len(module.sizes), module.points)
-  value = (*tokens.shape[:2], module.heads, channels // module.heads)
-  arrays = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (value, (*shape, 2), shape))
-  closed = jax.make_jaxpr(lambda v, *xs: deformable_attention(v, module.sizes, *xs))(*arrays)
-  samples = math.prod(shape) * channels // module.heads
-  return _SAMPLE * samples - _products(closed.jaxpr)[0]
+def _sampling(module: DeformableAttention, queries: Any) -> int:
+  """Samples as the official code counts them; our formulation has no products there."""
+  return _SAMPLE * queries.size * len(module.sizes) * module.points
 
 
 def _masks_at_levels(module: MaskedAttentionDecoder, features: Any, memories: Any) -> int:

@@ -33,6 +33,25 @@ xavier_init = nn.initializers.xavier_uniform()
 fan_in_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
+class QueriesLastDense(nn.Module):
+  """Linear layer in float32 whose outputs come before the queries.
+
+  Attributes:
+    features: outputs.
+    bias_init: initialiser of the bias; the kernel starts at zero.
+  """
+
+  features: int
+  bias_init: Any = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, Q, C) -> float32 (B, features, Q)."""
+    kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
+    bias = self.param("bias", self.bias_init, (self.features,))
+    return jnp.einsum("bqc,co->boq", x.astype(jnp.float32), kernel) + bias[:, None]
+
+
 class DeformableAttention(nn.Module):
   """Multi-scale deformable attention with its four projections.
 
@@ -67,28 +86,25 @@ class DeformableAttention(nn.Module):
     Returns:
       (B, Q, C).
     """
-    channels, levels = queries.shape[-1], len(self.sizes)
-    split = (self.heads, levels, self.points)
-    value = nn.Dense(channels, kernel_init=xavier_init, dtype=self.dtype, name="value_proj")(tokens)
+    batch, count, channels = queries.shape
+    split = (self.heads, len(self.sizes), self.points)
+    dense = lambda name: nn.Dense(  # noqa: E731
+      channels, kernel_init=xavier_init, dtype=self.dtype, name=name
+    )
+    value = dense("value_proj")(tokens)
     if padding_mask is not None:
       value = jnp.where(padding_mask[..., None], 0, value)
-    value = value.reshape(*value.shape[:2], self.heads, -1)
+    value = value.reshape(batch, -1, self.heads, channels // self.heads)
 
-    zeros = nn.initializers.zeros
-    offsets = nn.Dense(
-      2 * math.prod(split), kernel_init=zeros, bias_init=self._spread, name="sampling_offsets"
-    )(queries)
-    offsets = offsets.astype(jnp.float32).reshape(*offsets.shape[:2], *split, 2)
-    weights = nn.Dense(math.prod(split), kernel_init=zeros, name="attention_weights")(queries)
-    weights = weights.astype(jnp.float32).reshape(*weights.shape[:2], self.heads, -1)
-    weights = nn.softmax(weights, axis=-1).reshape(offsets.shape[:-1])
-
+    offsets = QueriesLastDense(2 * math.prod(split), self._spread, name="sampling_offsets")
+    weights = QueriesLastDense(math.prod(split), name="attention_weights")(queries)
+    weights = nn.softmax(weights.reshape(batch, self.heads, -1, count), axis=2)
     # Offsets are in pixels of the level they point into.
     scale = np.asarray([(cols, rows) for rows, cols in self.sizes], np.float32)
-    locations = reference_points[..., None, :, None, :] + offsets / scale[:, None]
-    out = deformable_attention(value, self.sizes, locations, weights)
-    out = out.reshape(queries.shape).astype(self.dtype)
-    return nn.Dense(channels, kernel_init=xavier_init, dtype=self.dtype, name="output_proj")(out)
+    offsets = offsets(queries).reshape(batch, *split, 2, count) / scale[:, None, :, None]
+    locations = jnp.moveaxis(reference_points, -3, -1)[..., None, :, None, :, :] + offsets
+    out = deformable_attention(value, self.sizes, locations, weights.reshape(batch, *split, count))
+    return dense("output_proj")(out.reshape(queries.shape).astype(self.dtype))
 
   def _spread(self, key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
     """Each head looks in a direction of its own, its points 1, 2, ... pixels away."""

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from effseg_jax.errors import UserError, suggestion
 from effseg_jax.models.pixel_decoder import (
   EncoderLayer,
   Features,
@@ -119,6 +120,18 @@ class ProScalePixelDecoder(nn.Module):
   mlp_features: int = 1024
   remat: bool = False
   dtype: Dtype = jnp.float32
+
+  def __post_init__(self) -> None:
+    """Raises `UserError` for a value that is none of those above."""
+    super().__post_init__()
+    for field, known in (("trc_gate", GATES), ("trc_layout", LAYOUTS)):
+      value = getattr(self, field)
+      if value not in known:
+        raise UserError(
+          f"{field} is {value!r}; expected one of {', '.join(known)}.{suggestion(value, known)}"
+        )
+    if len(self.layers) != 3 or min(self.layers) < 0:
+      raise UserError(f"layers are {self.layers}; expected three numbers, 0 or more.")
 
   @nn.compact
   def __call__(

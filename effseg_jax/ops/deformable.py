@@ -1,54 +1,247 @@
 """Multi-scale deformable attention: every query reads a few points of every level's map.
 
-Zhu et al., Deformable DETR, ICLR 2021 (arXiv 2010.04159), equation 3. A point is read bilinearly,
+Zhu et al., Deformable DETR, ICLR 2021 (arXiv 2010.04159), equation 3. A point is read bilinearly;
 cells outside the map count as zero (PyTorch's `grid_sample` with `align_corners=False`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-LevelSizes = Sequence[tuple[int, int]]
+from effseg_jax.errors import UserError
+from effseg_jax.ops import backend
+
+Sizes = tuple[tuple[int, int], ...]
+
+# Rows (one head of one query) per step of the backward pass on the CPU: what a step holds of them,
+# four cells of 128 bytes each, stays in a core's cache. Twice as slow without steps.
+_STEP_ROWS = 1024
 
 
 def deformable_attention(
-  value: jax.Array, level_sizes: LevelSizes, locations: jax.Array, weights: jax.Array
+  value: jax.Array,
+  level_sizes: Sequence[tuple[int, int]],
+  locations: jax.Array,
+  weights: jax.Array,
 ) -> jax.Array:
   """Weighted sum of bilinear samples, per head.
 
   Args:
     value: (B, S, M, D): the tokens of all levels, each level row by row; M heads of D channels.
     level_sizes: (rows, columns) of each level; their areas add up to S.
-    locations: float32 (B, Q, M, L, P, 2), (x, y) of the sampled points, from 0 to 1 across a level.
-    weights: float32 (B, Q, M, L, P).
+    locations: float32 (B, M, L, P, 2, Q), (x, y) of the sampled points, from 0 to 1 across a level.
+      Queries come last, because everything up to the samples is computed along them.
+    weights: float32 (B, M, L, P, Q).
 
   Returns:
     float32 (B, Q, M, D). Sampling is float32 whatever the dtype of `value`.
+
+  Raises:
+    UserError: if the levels do not hold as many tokens as there are values.
   """
-  return deformable_attention_reference(value, level_sizes, locations, weights)
+  sizes = tuple((int(rows), int(cols)) for rows, cols in level_sizes)
+  if sum(rows * cols for rows, cols in sizes) != value.shape[1]:
+    raise UserError(f"there are {value.shape[1]} values; expected those of the levels {sizes}.")
+  if backend.platform() == "cpu":
+    return _by_rows(value, sizes, locations, weights)
+  # The samples are read again in the backward pass: they take 4 L P times the room of the result.
+  form = jax.checkpoint(deformable_attention_reference, static_argnums=(1,))
+  return form(value, sizes, locations, weights)
 
 
 def deformable_attention_reference(
-  value: jax.Array, level_sizes: LevelSizes, locations: jax.Array, weights: jax.Array
+  value: jax.Array, level_sizes: Sizes, locations: jax.Array, weights: jax.Array
 ) -> jax.Array:
-  """`deformable_attention` as its formula reads, with derivatives by JAX: the reference form."""
-  batch = jnp.arange(value.shape[0])[:, None, None, None]
-  head = jnp.arange(value.shape[2])[:, None]
-  value = value.astype(jnp.float32)
+  """`deformable_attention` with one gather per level: the reference form, and for accelerators."""
+  gather = jax.vmap(jax.vmap(lambda cells, index: cells[index], (1, 0)))
   total, start = 0.0, 0
   for level, (rows, cols) in enumerate(level_sizes):
-    x = locations[:, :, :, level, :, 0] * cols - 0.5
-    y = locations[:, :, :, level, :, 1] * rows - 0.5
-    left, top = jnp.floor(x), jnp.floor(y)
-    for column, x_weight in ((left, 1 - (x - left)), (left + 1, x - left)):
-      for row, y_weight in ((top, 1 - (y - top)), (top + 1, y - top)):
-        inside = (column >= 0) & (column < cols) & (row >= 0) & (row < rows)
-        token = jnp.clip(row, 0, rows - 1) * cols + jnp.clip(column, 0, cols - 1)
-        cell = value[batch, start + token.astype(jnp.int32), head]
-        share = jnp.where(inside, x_weight * y_weight, 0.0) * weights[:, :, :, level]
-        total = total + jnp.einsum("bqmp,bqmpd->bqmd", share, cell)
+    x = _neighbours(locations[:, :, level, :, 0], cols)
+    y = _neighbours(locations[:, :, level, :, 1], rows)
+    index, shares = [], []
+    for i, j in _CORNERS:
+      row, col = jnp.clip(y.lower + i, 0, rows - 1), jnp.clip(x.lower + j, 0, cols - 1)
+      index.append(row * cols + col)
+      shares.append(weights[:, :, level] * y.shares[i] * x.shares[j])
+    tokens = value[:, start : start + rows * cols]
+    cells = gather(tokens, jnp.stack(index, axis=-1)).astype(jnp.float32)  # (B, M, P, Q, 4, D)
+    total = total + jnp.sum(jnp.stack(shares, axis=-1)[..., None] * cells, axis=(2, 4))
     start += rows * cols
-  return total
+  return total.swapaxes(1, 2)
+
+
+# The four cells around a point, as steps down and to the right from the upper left one.
+_CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+class _Neighbours(NamedTuple):
+  """The two cells around a coordinate, along one axis of a level.
+
+  Attributes:
+    lower: int32, index of the first; -1 for a cell before the level.
+    shares: of both in the interpolation; 0 outside the level.
+    slopes: derivatives of the shares by the coordinate, in cells.
+  """
+
+  lower: jax.Array
+  shares: tuple[jax.Array, jax.Array]
+  slopes: tuple[jax.Array, jax.Array]
+
+
+def _neighbours(coordinate: jax.Array, size: Any) -> _Neighbours:
+  """Around coordinates from 0 to 1 across `size` cells."""
+  position = coordinate * size - 0.5
+  lower = jnp.floor(position)
+  first, second = (lower >= 0) & (lower < size), (lower >= -1) & (lower < size - 1)
+  distance = position - lower
+  return _Neighbours(
+    jnp.clip(lower, -1, size - 1).astype(jnp.int32),
+    (jnp.where(first, 1 - distance, 0.0), jnp.where(second, distance, 0.0)),
+    (jnp.where(first, -1.0, 0.0), jnp.where(second, 1.0, 0.0)),
+  )
+
+
+# --- On the CPU ----------------------------------------------------------------------------------
+#
+# A row is one head of one query, head by head, so that neighbouring rows read neighbouring cells.
+# The cells of a sample are at fixed distances from its upper left one. Where one of them is
+# outside the level, another cell is read, of which it takes no share.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _by_rows(value: jax.Array, sizes: Sizes, locations: jax.Array, weights: jax.Array) -> jax.Array:
+  """Every sample is a gather of contiguous rows, and all of them are one loop over the result."""
+  cells, begins = _head_by_head(value, sizes)
+  starts, rows, cols = (x[:, None, None] for x in _levels(sizes))
+  x, y = _neighbours(locations[..., 0, :], cols), _neighbours(locations[..., 1, :], rows)
+  first = begins[:, None, None, None] + starts + y.lower * cols + x.lower
+  y_shares = [weights * share for share in y.shares]
+  total = 0.0
+  for level in range(len(sizes)):
+    for point in range(weights.shape[3]):
+      at = (slice(None), slice(None), level, point)
+      for i, j in _CORNERS:
+        cell = _take(cells, first[at] + (i * sizes[level][1] + j))
+        total = total + (y_shares[i][at] * x.shares[j][at])[..., None] * cell
+  return total.swapaxes(1, 2)
+
+
+def _by_rows_forward(value, sizes, locations, weights):
+  return _by_rows(value, sizes, locations, weights), (value, locations, weights)
+
+
+def _by_rows_backward(sizes, residuals, cotangent):
+  """Scatters to the cells, and products of the cells with the cotangent, a few rows at a time."""
+  value, locations, weights = residuals
+  batch, heads, levels, points, queries = weights.shape
+  samples, count = levels * points, heads * queries
+  size = min(count, max(_STEP_ROWS // batch, 128))
+  cells, begins = _head_by_head(value, sizes)
+  starts, rows, cols = (x.repeat(points)[:, None, None] for x in _levels(sizes))
+
+  def step(gradient, inputs):
+    cotangent, begins, x, y, weights = inputs
+    x, y = _neighbours(x, cols), _neighbours(y, rows)
+    first = begins + starts + y.lower * cols + x.lower
+    index = jnp.stack([first + (i * cols + j) for i, j in _CORNERS], axis=-1)
+    shares = jnp.stack([weights * y.shares[i] * x.shares[j] for i, j in _CORNERS], axis=-1)
+
+    def sample(gradient, inputs):
+      index, shares = inputs
+      gradient = _add(gradient, index, shares[..., None] * cotangent[:, :, None])
+      return gradient, _row_sums(_take(cells, index) * cotangent[:, :, None])
+
+    gradient, products = jax.lax.scan(sample, gradient, (index, shares))
+
+    def weighted(y_factors: Sequence[jax.Array], x_factors: Sequence[jax.Array]) -> jax.Array:
+      return sum(
+        products[..., corner] * y_factors[i] * x_factors[j]
+        for corner, (i, j) in enumerate(_CORNERS)
+      )
+
+    of_weights = weighted(y.shares, x.shares)
+    of_x = weights * cols * weighted(y.shares, x.slopes)
+    of_y = weights * rows * weighted(y.slopes, x.shares)
+    return gradient, (of_weights, of_x, of_y)
+
+  def steps(x: jax.Array) -> jax.Array:
+    """(..., B, M Q) -> (steps, ..., B, size)."""
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -count % size)])
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, size), -2, 0)
+
+  def as_weights(slopes: jax.Array) -> jax.Array:
+    """(steps, L P, B, size) -> (B, M, L, P, Q)."""
+    slopes = jnp.moveaxis(slopes, 0, 2).reshape(levels, points, batch, -1)[..., :count]
+    slopes = slopes.reshape(levels, points, batch, heads, queries)
+    return slopes.transpose(2, 3, 0, 1, 4)
+
+  cotangent = cotangent.swapaxes(1, 2).reshape(batch, count, -1)
+  cotangent = jnp.pad(cotangent, ((0, 0), (0, -count % size), (0, 0)))
+  cotangent = jnp.moveaxis(cotangent.reshape(batch, -1, size, cotangent.shape[-1]), 1, 0)
+  x, y = locations.transpose(4, 2, 3, 0, 1, 5).reshape(2, samples, batch, count)
+  weights = weights.transpose(2, 3, 0, 1, 4).reshape(samples, batch, count)
+  gradient, slopes = jax.lax.scan(
+    step,
+    jnp.zeros_like(cells),
+    (cotangent, *(steps(x) for x in (begins.repeat(queries), x, y, weights))),
+  )
+  of_weights, of_x, of_y = (as_weights(x) for x in slopes)
+  of_value = _from_heads(gradient, sizes, heads).astype(value.dtype)
+  return of_value, jnp.stack([of_x, of_y], axis=4), of_weights
+
+
+_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
+
+
+def _levels(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """First token, rows and columns of each level, int32 (L,)."""
+  rows, cols = np.asarray(sizes, np.int32).T
+  return np.cumsum(rows * cols, dtype=np.int32) - rows * cols, rows, cols
+
+
+def _margin(sizes: Sizes) -> int:
+  """How far from a level the cells around a point can be."""
+  return max(cols for _, cols in sizes) + 1
+
+
+def _head_by_head(value: jax.Array, sizes: Sizes) -> tuple[jax.Array, np.ndarray]:
+  """(B, S, M, D) -> float32 (B, N, D), tokens of one head after the other between two margins.
+
+  Also where each head begins there, int32 (M,).
+  """
+  batch, tokens, heads, channels = value.shape
+  margin = _margin(sizes)
+  cells = value.astype(jnp.float32).swapaxes(1, 2).reshape(batch, heads * tokens, channels)
+  cells = jnp.pad(cells, ((0, 0), (margin, margin), (0, 0)))
+  return cells, np.arange(heads, dtype=np.int32) * tokens + margin
+
+
+def _from_heads(cells: jax.Array, sizes: Sizes, heads: int) -> jax.Array:
+  """(B, N, D) as above -> (B, S, M, D)."""
+  margin = _margin(sizes)
+  cells = cells[:, margin:-margin]
+  return cells.reshape(cells.shape[0], heads, -1, cells.shape[-1]).swapaxes(1, 2)
+
+
+def _take(cells: jax.Array, index: jax.Array) -> jax.Array:
+  """cells (B, N, D) at index (B, ...) -> (B, ..., D)."""
+  return jax.vmap(lambda c, i: c.at[i].get(mode="promise_in_bounds"))(cells, index)
+
+
+def _add(cells: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
+  """Adds rows (B, ..., D) to the cells (B, N, D) at index (B, ...)."""
+  return jax.vmap(lambda c, i, r: c.at[i].add(r, mode="promise_in_bounds"))(cells, index, rows)
+
+
+def _row_sums(rows: jax.Array) -> jax.Array:
+  """Sums (..., D) over the channels by halves: XLA on the CPU would add one by one."""
+  while rows.shape[-1] % 2 == 0:
+    half = rows.shape[-1] // 2
+    rows = rows[..., :half] + rows[..., half:]
+  return jnp.sum(rows, axis=-1)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from effseg_jax.models.eco import EcoPixelDecoder
 from effseg_jax.models.pixel_decoder import Mask2FormerPixelDecoder
 from effseg_jax.models.proscale import ProScalePixelDecoder
 from effseg_jax.weights import table
 from effseg_jax.weights.table import Row
 
-PixelDecoder = Mask2FormerPixelDecoder | ProScalePixelDecoder
+PixelDecoder = Mask2FormerPixelDecoder | ProScalePixelDecoder | EcoPixelDecoder
 
 
 def rows(
@@ -45,6 +46,8 @@ def rows(
       gate = f"{path}/recalibration"
       yield Row(f"{encoder}.token_excite.ops.weight", f"{gate}/kernel", layout)
       yield Row(f"{encoder}.token_excite.ops.bias", f"{gate}/bias")
+  if isinstance(decoder, EcoPixelDecoder):
+    yield from table.linear(f"{encoder}.gt.head", f"{path}/gate")
   output = f"{path}/output"
   yield from table.conv(f"{name}.mask_features", f"{output}/project", bias=True)
   yield from table.conv(f"{name}.adapter_1", f"{output}/adapter/conv")
