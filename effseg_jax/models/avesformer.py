@@ -116,7 +116,7 @@ class AVESFormer(nn.Module):
     frames = einops.rearrange(frames, "b t h w c -> (b t) h w c")
     if self.blind_to == "picture":
       frames = jnp.zeros_like(frames)
-    features = self._visual_backbone()(frames, train)
+    features = self.visual_backbone()(frames, train)
     features = [features[f"res{level}"] for level in (2, 3, 4, 5)]
 
     sound = self._embed(log_mel.reshape(batch * time, *log_mel.shape[2:]), train)
@@ -152,7 +152,9 @@ class AVESFormer(nn.Module):
     )
     return {"logits": logits, "mask_feature": feature} if train else logits
 
-  def _visual_backbone(self) -> nn.Module:
+  @nn.nowrap
+  def visual_backbone(self) -> nn.Module:
+    """The module that sees, named "backbone"."""
     if self.backbone == "small":
       return SmallVisualEncoder(dtype=self.dtype, name="backbone")
     if self.backbone in PVT_V2:

@@ -34,6 +34,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # `renamed(model, tensors)`: a file's tensors under the official names, whatever names it has.
 _NAMES = {
   "effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer",
+  "effseg_jax.models.avesformer.AVESFormer": "effseg_jax.weights.avesformer",
   "effseg_jax.models.backbones.vggish.VGGish": "effseg_jax.weights.vggish",
   "effseg_jax.models.mask2former.Mask2Former": "effseg_jax.weights.mask2former",
 }

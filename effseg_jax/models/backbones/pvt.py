@@ -19,7 +19,7 @@ Dtype = Any
 
 # Per stage: kernel and stride of the patch embedding, and how far keys and values are reduced.
 _EMBEDDINGS = ((7, 4), (3, 2), (3, 2), (3, 2))
-_REDUCTIONS = (8, 4, 2, 1)
+REDUCTIONS = (8, 4, 2, 1)
 _HEADS = (1, 2, 5, 8)
 _WIDTHS = (64, 128, 320, 512)
 
@@ -170,7 +170,7 @@ class PVTv2(nn.Module):
       for index, rate in enumerate(rates[stage]):
         x = block(
           _HEADS[stage],
-          _REDUCTIONS[stage],
+          REDUCTIONS[stage],
           self.ratios[stage],
           float(rate),
           self.dtype,
