@@ -90,12 +90,8 @@ def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[
     feed = DeviceFeed(batches.iterate(start=step), mesh)
     at_end.callback(feed.close)
     pace, stop = Pace(step), StopRequest()
-    watch = Watch(
-      pace,
-      workdir,
-      stall_seconds=config.watch.stall_seconds,
-      heartbeat=config.watch.heartbeat,
-    )
+    at_end.callback(stop.close)
+    watch = Watch(pace, workdir, **config.watch.to_dict())
     at_end.callback(watch.close)
 
     # The compiled program.

@@ -10,8 +10,10 @@ workers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +74,7 @@ class Checkpointer:
     self._run, self._keep, self._metric = run, keep, metric
     self._folder = (Path(workdir) / _FOLDER).absolute()
     self._primary = jax.process_index() == 0
+    _ignore_closed_event_loops()
     found = None
     if self._primary:
       try:
@@ -273,7 +276,7 @@ def load_for_inference(path: str | Path) -> Bundle:
   step_folder = _step_folder(path)
   try:
     card = json.loads((step_folder / "card" / "metadata").read_text())
-    state = _read_state(step_folder / "state")
+    state = read_state(step_folder / "state")
   except Exception as error:  # whatever the library meets in a damaged file
     raise UserError(
       f"{step_folder} cannot be read ({str(error).splitlines()[0]}); choose another step's folder."
@@ -312,6 +315,21 @@ def initialise_from(state: TrainState, variables: Variables, source: str) -> Tra
   return state_lib.replace_variables(state, unflatten_dict(merged, sep="/"))
 
 
+@functools.cache
+def _ignore_closed_event_loops() -> None:
+  """Where a write fails, orbax closes the event loop to which its storage library still reports.
+
+  The failure itself is raised and told in one line; dozens of tracebacks after it are not.
+  """
+  before = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+      before(unraisable)
+
+  sys.unraisablehook = hook
+
+
 def _step_folder(path: Path) -> Path:
   """The folder of the step that a path means."""
   if (path / "state").is_dir():
@@ -342,7 +360,7 @@ def _score(step_folder: Path) -> float:
   return json.loads(metrics.read_text())[config["eval"]["best_by"]]
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
   """Reads a saved state as nested dictionaries of host arrays."""
   checkpointer = ocp.PyTreeCheckpointer()
   tree = checkpointer.metadata(folder).item_metadata.tree

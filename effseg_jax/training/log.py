@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 from clu import metrics
-from tensorboardX import SummaryWriter
+from tensorboardX import summary as summaries
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from effseg_jax.errors import UserError
 from effseg_jax.tasks import Task
@@ -60,8 +63,8 @@ class RunLog:
       try:
         self._claim = Claim(self._workdir)
         with self._writing():
-          self._jsonl = (self._workdir / "metrics.jsonl").open("a", encoding="utf-8")
-          self._events = SummaryWriter(str(self._workdir))
+          self._jsonl = _continue_lines(self._workdir / "metrics.jsonl")
+          self._events = _EventFile(self._workdir)
       except UserError as error:
         found = error
     processes.agree(found)
@@ -127,7 +130,7 @@ class RunLog:
     with self._writing():
       path.parent.mkdir(exist_ok=True)
       Image.fromarray(image).save(path)
-      self._events.add_image(name, image, step, dataformats="HWC")
+      self._events.add(step, [summaries.image(name, image, dataformats="HWC")])
     return path
 
   def close(self) -> None:
@@ -145,13 +148,27 @@ class RunLog:
     with self._writing():
       self._jsonl.write(json.dumps({"step": step, **record}) + "\n")
       self._jsonl.flush()
-      for name, value in record.items():
-        self._events.add_scalar(name, value, step)
+      self._events.add(step, [summaries.scalar(name, value) for name, value in record.items()])
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     with storage_errors(self._workdir):
       yield
+
+
+class _EventFile:
+  """TensorBoard's file; written at once and in this thread, so that a kill loses nothing."""
+
+  def __init__(self, folder: Path):
+    self._writer = EventsWriter(str(folder / "events"))
+
+  def add(self, step: int, parts: Sequence[Any]) -> None:
+    for part in parts:
+      self._writer.write_event(Event(wall_time=time.time(), step=step, summary=part))
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 class ReportWindow:
@@ -182,6 +199,15 @@ class ReportWindow:
       )
       scalars.update(self._task.summarise(counts))
     return scalars
+
+
+def _continue_lines(path: Path) -> TextIO:
+  """Opens a file of lines for appending, without the part of a line that a killed process left."""
+  if path.is_file():
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+      path.write_bytes(content[: content.rfind(b"\n") + 1])
+  return path.open("a", encoding="utf-8")
 
 
 def duration(seconds: float) -> str:

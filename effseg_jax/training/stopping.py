@@ -22,17 +22,21 @@ class StopRequest:
     """Listens from now on; in the main thread."""
     self._signalled = self._agreed = False
     self._together = jax.distributed.is_initialized()
+    ours = {signal.SIGINT: self._remember, signal.SIGTERM: self._remember}
     if self._together:
-      signal.signal(signal.SIGINT, self._pass_on)
-    else:
-      for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, self._remember)
+      ours = {signal.SIGINT: self._pass_on}
+    self._before = {number: signal.signal(number, handler) for number, handler in ours.items()}
 
   def at(self, step: int) -> bool:
     """Whether the run ends after this step; asked once after each, by every process."""
     if self._together and not self._agreed:
       self._agreed = multihost_utils.reached_preemption_sync_point(step)
     return self._signalled or self._agreed
+
+  def close(self) -> None:
+    """Gives the signals back to whom they belonged."""
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
   def _remember(self, number: int, _: object) -> None:
     self._signalled = True

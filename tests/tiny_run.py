@@ -1,0 +1,44 @@
+"""`train.py` with a network of three layers in the model's place, which compiles in a second.
+
+`python tests/tiny_run.py --config=tests/small_config.py --workdir=...`; everything else is the real
+thing, so that tests can start several processes of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import flax.linen as nn
+from absl import app
+
+import train
+from effseg_jax.errors import parse_flags
+from effseg_jax.training import experiment
+
+
+class Net(nn.Module):
+  """A strided convolution with batch statistics, and a head."""
+
+  num_classes: int = 3
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    """Logits at an eighth of the size."""
+    x = nn.Conv(16, (8, 8), strides=8, name="conv")(images)
+    x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
+    x = nn.Dropout(0.1, deterministic=not train)(nn.relu(x))
+    return nn.Conv(self.num_classes, (1, 1), name="head")(x)
+
+
+def use_net() -> None:
+  """Puts it in the model's place."""
+  experiment.make_model = lambda config, num_classes: Net(num_classes)
+
+
+if __name__ == "__main__":
+  use_net()
+  train.define_flags()
+  app.run(train.main, flags_parser=parse_flags)
