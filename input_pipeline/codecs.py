@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,6 +17,10 @@ from effseg_jax.errors import UserError
 # The pipeline's own threads are the parallelism; OpenCV's would compete with them.
 cv2.setNumThreads(0)
 
+_LOG: contextvars.ContextVar[list[tuple[bytes, np.ndarray]] | None] = contextvars.ContextVar(
+  "pictures read", default=None
+)
+
 # EXIF orientations under which rows become columns.
 _TURNED = (5, 6, 7, 8)
 
@@ -24,10 +31,34 @@ def read_image(path: Path) -> np.ndarray:
   Raises:
     UserError: if the file is missing or cannot be decoded.
   """
-  image = cv2.imdecode(np.frombuffer(_read(path), np.uint8), cv2.IMREAD_COLOR)
+  content = _read(path)
+  image = decode_image(content, path)
+  if (log := _LOG.get()) is not None:
+    log.append((content, image))
+  return image
+
+
+def decode_image(content: bytes, name: object) -> np.ndarray:
+  """`read_image` of a file's content; `name` says in a message what it was.
+
+  Raises:
+    UserError: if it cannot be decoded.
+  """
+  image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
   if image is None:
-    raise UserError(f"{path} cannot be decoded; expected a JPEG or PNG photograph.")
+    raise UserError(f"{name} cannot be decoded; expected a JPEG or PNG photograph.")
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[bytes, np.ndarray]]]:
+  """Collects what `read_image` reads in this thread: the files' contents, and the pictures."""
+  log: list[tuple[bytes, np.ndarray]] = []
+  token = _LOG.set(log)
+  try:
+    yield log
+  finally:
+    _LOG.reset(token)
 
 
 def read_label(path: Path) -> np.ndarray:

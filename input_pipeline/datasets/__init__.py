@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from effseg_jax.errors import UserError, suggestion
+from input_pipeline import records
 
 # Name -> module with `open_split(root, split, **options)`, or "module:function" of that signature.
 DATASETS = {
@@ -36,7 +37,7 @@ def open_dataset(name: str, *, root: str | Path | None = None, split: str, **opt
 
   Args:
     name: one of `DATASETS`.
-    root: folder of the data set.
+    root: folder of the data set, as it comes or packed by tools/prepare_dataset.py.
     split: of it.
     **options: of the data set's `open_split`.
 
@@ -60,4 +61,8 @@ def open_dataset(name: str, *, root: str | Path | None = None, split: str, **opt
         f"data.options.{option} means nothing to {name}; its options: {', '.join(known) or 'none'}."
         f"{suggestion(option, known)}"
       )
+  if records.is_packed(root):
+    from input_pipeline.packed import open_packed
+
+    return open_packed(root, name, split, options)
   return opener(root, split, **options)
