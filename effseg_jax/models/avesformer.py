@@ -9,7 +9,7 @@ is a field here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import einops
@@ -162,13 +162,37 @@ class AVESFormer(nn.Module):
     depth = int(self.backbone.removeprefix("resnet"))
     return ResNet(depth, norm="bn", remat=self.remat, dtype=self.dtype, name="backbone")
 
+  @nn.nowrap
+  def audio_backbone(self) -> nn.Module:
+    """The module that hears, named "audio"."""
+    backbone = VGGish if self.audio == "vggish" else SmallAudioEncoder
+    return backbone(dtype=self.dtype, name="audio")
+
   def _embed(self, log_mel: jax.Array, train: bool) -> jax.Array:
     """(N, 96, 64) or (N, 128) -> (N, 128)."""
     if log_mel.ndim == 2:
       return log_mel
-    if self.audio == "vggish":
-      return jax.lax.stop_gradient(VGGish(self.dtype, name="audio")(log_mel))
-    return SmallAudioEncoder(dtype=self.dtype, name="audio")(log_mel, train)
+    embeddings = self.audio_backbone()(log_mel, train)
+    return jax.lax.stop_gradient(embeddings) if self.audio == "vggish" else embeddings
+
+
+def embed(model: AVESFormer, variables: Mapping[str, Any], log_mel: jax.Array) -> jax.Array:
+  """What a model's audio backbone makes of sound; the model takes it in the place of `log_mel`.
+
+  VGGish does not change, so its embeddings can be stored with a data set; frames that are heard
+  with the same second need only one.
+
+  Args:
+    model: whose backbone hears.
+    variables: of the model.
+    log_mel: (..., 96, 64).
+
+  Returns:
+    float32 (..., 128).
+  """
+  own = {kind: tree["audio"] for kind, tree in variables.items() if "audio" in tree}
+  embeddings = model.audio_backbone().apply(own, log_mel.reshape(-1, *log_mel.shape[-2:]))
+  return embeddings.reshape(*log_mel.shape[:-2], EMBEDDING)
 
 
 def _check_inputs(frames: jax.Array, log_mel: jax.Array) -> None:

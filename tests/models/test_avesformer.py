@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from effseg_jax import UserError, create_model
 from effseg_jax.models import elf_decoder
+from effseg_jax.models.avesformer import embed
 from effseg_jax.models.backbones import vggish
 from effseg_jax.models.elf_decoder import Attention, ELFDecoder, GroupNorm, PromptQueryGenerator
 from effseg_jax.ops.log_mel import log_mel as device_log_mel
@@ -154,6 +155,13 @@ def test_blind(sense):
   assert np.abs(logits - run(variables(), frames, patches)).max() > 1e-5
 
 
+def test_narrow_types_compute_the_same():
+  narrow = apply(dtype=jnp.bfloat16)(variables(), FRAMES, LOG_MEL)
+  logits = apply()(variables(), FRAMES, LOG_MEL)
+  assert narrow.dtype == jnp.float32
+  assert np.abs(narrow - logits).mean() < 0.1 * np.abs(logits - logits.mean()).mean()
+
+
 def test_waveform_to_mask_in_one_call():
   waveform = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 32_000)).astype(np.float32)
   model = create_model("avesformer_lite", **SMALL)
@@ -182,7 +190,8 @@ def test_vggish_is_frozen_and_can_be_computed_before(monkeypatch):
   loss = lambda hearing: jnp.sum(run(hearing, LOG_MEL, True)[0]["logits"])  # noqa: E731
   assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(hearing)))
 
-  embeddings = jax.jit(vggish.VGGish().apply)({"params": hearing}, patches).reshape(1, 2, 128)
+  embeddings = jax.jit(lambda p, x: embed(model, {"params": {"audio": p}}, x))(hearing, LOG_MEL)
+  assert embeddings.shape == (1, 2, 128)
   whole, cached = (jax.jit(run)(hearing, sound) for sound in (LOG_MEL, embeddings))
   np.testing.assert_allclose(whole[0], cached[0], atol=1e-5)
   assert set(whole[1]["batch_stats"]) == {"backbone"}  # nothing of the audio is statistics
