@@ -17,6 +17,7 @@ CPU core, log-mel patches included.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,12 +85,11 @@ class SyntheticClips:
 
   def __getitem__(self, index: int) -> base.Example:
     """Draws a clip; the keys are those of `clips.ClipFiles`."""
-    frames, waveform, masks = self.clip(index)
-    patches = audio.log_mel(waveform, _RATE)
+    frames, masks = self._pictures(index)
     ones = np.ones(self.num_frames, np.float32)
     return {
       "frames": frames,
-      "log_mel": audio.fit_patches(patches, self.num_frames),
+      "log_mel": _log_mel(self, int(index)),
       "masks": masks,
       "frame_weight": ones,
       "valid_frames": ones.copy(),
@@ -102,14 +102,12 @@ class SyntheticClips:
     Returns:
       frames uint8 (T, H, W, 3), waveform float32 (T * 16000,) and masks uint8 (T, H, W).
     """
-    plan = self._plan(index)
-    waveform = _soundtrack(self._rng(index, 2), plan)
-    frames, kinds = _draw_frames(self._rng(index, 1), plan, self.size)
-    sounding = np.array([_sounding(plan.heard[k]) for k in range(self.num_frames)])
-    masks = kinds * np.take_along_axis(
-      sounding, kinds.reshape(self.num_frames, -1), axis=1
-    ).reshape(kinds.shape)
-    return frames, waveform, masks if self.semantic else np.minimum(masks, 1)
+    frames, masks = self._pictures(index)
+    return frames, self.waveform(index), masks
+
+  def waveform(self, index: int) -> np.ndarray:
+    """What is heard: float32 (T * 16000,)."""
+    return _soundtrack(self._rng(index, 2), self._plan(index))
 
   def group(self, index: int) -> str:
     """Who sounds: `one`, `switch`, `both` or `none`."""
@@ -119,6 +117,15 @@ class SyntheticClips:
     """Where the prediction of a frame is written."""
     name = f"{self.split}_{index:04d}"
     return Path(name) / f"{name}_{frame}.png"
+
+  def _pictures(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and masks of a clip."""
+    plan = self._plan(index)
+    frames, kinds = _draw_frames(self._rng(index, 1), plan, self.size)
+    heard = [[0, *(kind in second for kind in KINDS)] for second in plan.heard]
+    audible = np.take_along_axis(np.array(heard, np.uint8), kinds.reshape(len(kinds), -1), axis=1)
+    masks = kinds * audible.reshape(kinds.shape)
+    return frames, masks if self.semantic else np.minimum(masks, 1)
 
   def _plan(self, index: int) -> _Plan:
     if not 0 <= index < len(self):
@@ -189,9 +196,13 @@ def _make_plan(rng: np.random.Generator, num_frames: int) -> _Plan:
   return _Plan(name, visible, heard)
 
 
-def _sounding(heard: Sequence[str]) -> np.ndarray:
-  """uint8 (K,): 1 for the class ids that are heard."""
-  return np.array([0, *(kind in heard for kind in KINDS)], np.uint8)
+# Half of an example's time goes into its sound, and augmentation leaves that alone: it is kept.
+@functools.lru_cache(maxsize=1024)
+def _log_mel(clips: SyntheticClips, index: int) -> np.ndarray:
+  """Patches of a clip, float32 (T, 96, 64), read-only."""
+  patches = audio.fit_patches(audio.log_mel(clips.waveform(index), _RATE), clips.num_frames)
+  patches.flags.writeable = False
+  return patches
 
 
 # Sound.
