@@ -7,6 +7,7 @@ import contextvars
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -31,11 +32,7 @@ def read_image(path: Path) -> np.ndarray:
   Raises:
     UserError: if the file is missing or cannot be decoded.
   """
-  content = _read(path)
-  image = decode_image(content, path)
-  if (log := _LOG.get()) is not None:
-    log.append((content, image))
-  return image
+  return decode_image(_read(path), path)
 
 
 def decode_image(content: bytes, name: object) -> np.ndarray:
@@ -44,15 +41,17 @@ def decode_image(content: bytes, name: object) -> np.ndarray:
   Raises:
     UserError: if it cannot be decoded.
   """
-  image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+  image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
   if image is None:
     raise UserError(f"{name} cannot be decoded; expected a JPEG or PNG photograph.")
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+  if (log := _LOG.get()) is not None:
+    log.append((content, image))
+  return image
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[tuple[bytes, np.ndarray]]]:
-  """Collects what `read_image` reads in this thread: the files' contents, and the pictures."""
+  """Collects what this thread decodes: the contents of photographs' files, and the pictures."""
   log: list[tuple[bytes, np.ndarray]] = []
   token = _LOG.set(log)
   try:
@@ -70,8 +69,17 @@ def read_label(path: Path) -> np.ndarray:
     UserError: if the file is missing, cannot be decoded, or holds colours.
   """
   _require(path)
+  return decode_label(path, path)
+
+
+def decode_label(source: Path | IO[bytes], path: object) -> np.ndarray:
+  """`read_label` of a file that may be in memory; `path` says in a message what it was.
+
+  Raises:
+    UserError: if it cannot be decoded, or holds colours.
+  """
   try:
-    with Image.open(path) as image:
+    with Image.open(source) as image:
       label = np.asarray(image)
   except (UnidentifiedImageError, OSError, SyntaxError) as error:
     raise UserError(f"{path} cannot be decoded ({error}); expected an index PNG.") from None
@@ -86,8 +94,17 @@ def read_label(path: Path) -> np.ndarray:
 def image_size(path: Path) -> tuple[int, int]:
   """Rows and columns of what `read_image` returns, from the file's header alone."""
   _require(path)
+  return decode_size(path, path)
+
+
+def decode_size(source: Path | IO[bytes], path: object) -> tuple[int, int]:
+  """`image_size` of a file that may be in memory; `path` says in a message what it was.
+
+  Raises:
+    UserError: if it has no readable header.
+  """
   try:
-    with Image.open(path) as image:
+    with Image.open(source) as image:
       cols, rows = image.size
       # Pillow keeps TIFF's orientation elsewhere, and has applied it to the size already.
       turned = _orientation(image.info.get("exif", b"")) in _TURNED

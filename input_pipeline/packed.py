@@ -23,13 +23,14 @@ _INSTANCES = "instances.json"
 
 
 def pack(
-  dataset: Any, root: str | Path, *, options: Mapping[str, Any], **how: Any
+  dataset: Any, root: str | Path, *, name: str, options: Mapping[str, Any], **how: Any
 ) -> dict[str, Any]:
   """Packs an open split.
 
   Args:
     dataset: any of `input_pipeline.datasets`.
     root: folder of the packed data set; other splits may be there already.
+    name: in `datasets.DATASETS`.
     options: with which the data set was opened; reading asks for the same.
     **how: see `records.write_split`.
 
@@ -41,7 +42,8 @@ def pack(
   """
   kind = _kind(dataset)
   facts: dict[str, Any] = {
-    "data": dataset.name,
+    "data": name,
+    "name": dataset.name,
     "kind": kind,
     "options": dict(options),
     "classes": list(dataset.classes),
@@ -100,7 +102,7 @@ class PackedImages:
   def __init__(self, root: str | Path, manifest: Mapping[str, Any], split: str):
     """Opens the records."""
     self._root, self._records = root, records.Records(root, split)
-    self.name, self.split = manifest["data"], split
+    self.name, self.split = manifest["name"], split
     self.classes = tuple(manifest["classes"])
     if manifest["palette"] is not None:
       self.palette = np.array(manifest["palette"], np.uint8).reshape(-1, 3)
@@ -132,7 +134,7 @@ class PackedSegments(panoptic.UniversalDataset):
   def __init__(self, root: str | Path, manifest: Mapping[str, Any], split: str):
     """Opens the records."""
     self._root, self._records = root, records.Records(root, split)
-    self.name, self.split = manifest["data"], split
+    self.name, self.split = manifest["name"], split
     self.table = panoptic.ClassTable(
       tuple(manifest["classes"]),
       np.array(manifest["things"], bool),
@@ -173,7 +175,7 @@ class PackedClips:
   def __init__(self, root: str | Path, manifest: Mapping[str, Any], split: str):
     """Opens the records."""
     self._root, self._records = root, records.Records(root, split)
-    self.name, self.split = manifest["data"], split
+    self.name, self.split = manifest["name"], split
     self.classes = tuple(manifest["classes"])
     self.palette = np.array(manifest["palette"], np.uint8).reshape(-1, 3)
     self.num_frames = manifest["num_frames"]

@@ -51,6 +51,7 @@ def prepare(
       entry = packed.pack(
         dataset,
         output,
+        name=config.data.name,
         options=options,
         examples_per_shard=examples_per_shard,
         num_threads=config.data.num_threads,

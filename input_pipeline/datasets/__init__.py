@@ -20,6 +20,7 @@ DATASETS = {
   "coco_stuff_10k": "input_pipeline.datasets.coco_stuff:open_10k",
   "coco_stuff_164k": "input_pipeline.datasets.coco_stuff:open_164k",
   "imagenet": "input_pipeline.datasets.imagenet",
+  "tfds": "input_pipeline.datasets.tfds_folder",
   "coco_panoptic": "input_pipeline.datasets.coco_panoptic",
   "coco_instances": "input_pipeline.datasets.coco_instances",
   "ade20k_panoptic": "input_pipeline.datasets.ade20k_panoptic",

@@ -47,8 +47,13 @@ PALETTE = np.frombuffer(bytes.fromhex(_COLOURS), np.uint8).reshape(-1, 3)
 _SPLITS = ("training", "validation")
 
 
+_SHIFTED = files.label_table({stored: stored - 1 for stored in range(1, 255)}, 255)
+
+
 def zero_to_ignored(label: np.ndarray) -> np.ndarray:
   """0 and 255 are void; the classes begin at 1."""
+  if label.dtype == np.uint8:
+    return files.by_table(label, _SHIFTED)
   void = (label == 0) | (label == base.IGNORE_LABEL)
   return np.where(void, base.IGNORE_LABEL, label.astype(np.int32) - 1)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from effseg_jax.errors import UserError
@@ -76,7 +77,10 @@ class SegmentationFiles:
 
 def check_labels(label: np.ndarray, num_classes: int, path: Path) -> None:
   """Raises `UserError` where a label is neither a class nor the ignored value."""
-  seen = np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)
+  if label.dtype == np.uint8:
+    seen = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
+  else:
+    seen = np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)
   bad = [int(value) for value in np.flatnonzero(seen) if value >= num_classes]
   bad = [value for value in bad if value != IGNORE_LABEL]
   if bad:

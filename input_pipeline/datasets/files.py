@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from effseg_jax.errors import UserError
@@ -79,7 +80,7 @@ def label_table(classes: Mapping[int, int], num_stored: int) -> np.ndarray:
 def by_table(label: np.ndarray, table: np.ndarray) -> np.ndarray:
   """Maps label values with a table of 256; larger values (of 16-bit files) stay as they are."""
   if label.dtype == np.uint8:
-    return table[label]
+    return cv2.LUT(label, table)
   return np.where(label < len(table), table[label & 255], label)
 
 
