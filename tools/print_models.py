@@ -14,7 +14,6 @@ For Mask2Former and PRO-SCALE a second table shows where the cost lies, by the p
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Sequence
 
 import effseg_jax
@@ -48,11 +47,6 @@ def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
     model = effseg_jax.create_model(name)
     if hasattr(model, "num_classes"):
       model = effseg_jax.create_model(name, num_classes=num_classes)
-    first = list(inspect.signature(type(model).__call__).parameters)[1]
-    if first != "images":
-      rows.append((name, *["-"] * 4))
-      notes["-"] = f"takes {first}, not images: not counted here"
-      continue
     live, all_of_them = flops.parameter_counts(model)
     cost = flops.count(model, size)
     published = f"{cost.published / 1e9:.3f}"
@@ -61,6 +55,8 @@ def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
       notes["*"] = "Fourier transforms, which no published convention counts, are not in products"
     rows.append((name, f"{live:,}", f"{all_of_them:,}", f"{cost.products / 1e9:.3f}", published))
   lines = [f"one image of {size[0]}x{size[1]}, {num_classes} classes", *_aligned(rows)]
+  if any(name.startswith("avesformer") for name in names):
+    notes["avesformer_*:"] = "one frame and the sound of its second; no published convention"
   lines += [f"{mark} {note}" for mark, note in notes.items()]
   for backbone in ("r50", "swin_tiny"):
     if {f"mask2former_{backbone}", f"proscale_{backbone}"} & set(names):

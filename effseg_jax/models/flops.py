@@ -34,7 +34,10 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from effseg_jax.models.afformer import FrequencyFilters, Stage
+from effseg_jax.models.avesformer import AVESFormer
 from effseg_jax.models.backbones.resnet import FrozenBatchNorm
+from effseg_jax.models.backbones.vggish import PATCH, VGGish
+from effseg_jax.models.elf_decoder import GroupNorm
 from effseg_jax.models.layers import BatchNorm
 from effseg_jax.models.mask2former import STRIDE, Attention, Mask2Former, MaskedAttentionDecoder
 from effseg_jax.models.pixel_decoder import DeformableAttention, MaskFeatures
@@ -68,14 +71,15 @@ def count(model: nn.Module, size: tuple[int, int]) -> Count:
   """Counts one application to one image, with the logits resized to the image.
 
   Args:
-    model: takes images (B, H, W, 3).
+    model: takes images (B, H, W, 3); or frames and the sound of their seconds, and is counted for
+      one frame; or sound alone.
     size: (H, W).
 
   Returns:
     The counts; nothing is computed or allocated.
   """
-  images, variables = _arguments(model, size)
-  cost, outputs = _count_call(model, variables, images, False)
+  inputs, variables = _arguments(model, size)
+  cost, outputs = _count_call(model, variables, *inputs, False)
   if getattr(outputs, "ndim", 0) == 4:  # logits of a map: features and whole images have no resize
     resize = _RESIZE * math.prod(size) * outputs.shape[-1]
     cost = dataclasses.replace(cost, others=cost.others + resize)
@@ -93,7 +97,7 @@ def count_parts(model: Mask2Former, size: tuple[int, int]) -> dict[str, Count]:
     The counts of `backbone`, `pixel_decoder` and `decoder`, which add up to the model's.
   """
   padded = tuple(n + -n % STRIDE for n in size)
-  images, variables = _arguments(model, padded)
+  (images,), variables = _arguments(model, padded)
   own = lambda part: {kind: tree[part] for kind, tree in variables.items() if part in tree}  # noqa: E731
   costs = {}
   costs["backbone"], features = _count_call(model.backbone, own("backbone"), images, False)
@@ -150,12 +154,20 @@ def parameter_counts(model: nn.Module, size: tuple[int, int] = (64, 64)) -> tupl
   return live, live + dead
 
 
-def _arguments(model: nn.Module, size: tuple[int, int]) -> tuple[jax.ShapeDtypeStruct, Any]:
-  """One image and the variables, as shapes."""
-  images = jax.ShapeDtypeStruct((1, *size, getattr(model, "in_channels", 3)), jnp.float32)
+def _arguments(
+  model: nn.Module, size: tuple[int, int]
+) -> tuple[tuple[jax.ShapeDtypeStruct, ...], Any]:
+  """One image, or one frame and its sound, and the variables, as shapes."""
+  if isinstance(model, AVESFormer):
+    shapes = [(1, 1, *size, 3), (1, 1, *PATCH)]
+  elif isinstance(model, VGGish):
+    shapes = [(1, *PATCH)]
+  else:
+    shapes = [(1, *size, getattr(model, "in_channels", 3))]
+  inputs = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
   with target_platform("gpu"):  # the shortest to trace, of the same shapes
-    return images, jax.eval_shape(
-      lambda key, x: model.init(key, x, train=False), jax.random.key(0), images
+    return inputs, jax.eval_shape(
+      lambda key, *args: model.init(key, *args, train=False), jax.random.key(0), *inputs
     )
 
 
@@ -163,7 +175,7 @@ def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
   """What the published convention adds for a call of a module, its submodules' calls aside."""
   if isinstance(module, (BatchNorm, FrozenBatchNorm)):
     return _BATCH_NORM * args[0].size
-  if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+  if isinstance(module, (nn.LayerNorm, nn.GroupNorm, GroupNorm)):
     return _NORM * args[0].size
   if isinstance(module, FrequencyFilters):  # the low-pass filter pools all values and resizes back
     return (_POOL + _RESIZE) * args[0].size
@@ -175,17 +187,12 @@ def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
   if isinstance(module, TokenRecalibration):  # the guide is resized to the coarse grid
     return _RESIZE * outputs.size
   if isinstance(module, DeformableAttention):
-    return _sampling(module, args[0])
+    return _SAMPLE * args[0].size * len(module.sizes) * module.points
   if isinstance(module, Attention) and len(args) == 4:  # masked: queries times keys are overlooked
     return -args[0].size * args[1].shape[1]
   if isinstance(module, MaskedAttentionDecoder):
     return _masks_at_levels(module, *args)
   return 0
-
-
-def _sampling(module: DeformableAttention, queries: Any) -> int:
-  """Samples as the official code counts them; our formulation has no products there."""
-  return _SAMPLE * queries.size * len(module.sizes) * module.points
 
 
 def _masks_at_levels(module: MaskedAttentionDecoder, features: Any, memories: Any) -> int:
@@ -223,6 +230,10 @@ def _products(jaxpr: core.Jaxpr, varying: Sequence[bool] | None = None) -> tuple
       transforms += 1
     elif name == "while":
       raise NotImplementedError("a loop of unknown length has no count of products")
+    if name == "cond":  # all arguments but the choice go to every branch; the costliest counts
+      branches = [_products(b.jaxpr, operands[1:]) for b in equation.params["branches"]]
+      products += max(branch[0] for branch in branches)
+      transforms += max(branch[1] for branch in branches)
     times = equation.params["length"] if name == "scan" else 1
     for inner in _inner_jaxprs(equation.params):
       same = len(inner.invars) == len(operands)

@@ -67,6 +67,13 @@ def test_the_table(capsys):
   assert lines[2].split()[0] == "afformer_tiny"
 
 
+def test_audio_visual_models_are_counted_for_one_frame():
+  line = print_models.table("avesformer_r50", (224, 224), 1).splitlines()[2]
+  assert line.split()[:4] == ["avesformer_r50", "119,501,696", "119,501,696", "20.409"]
+  line = print_models.table("vggish", (224, 224), 1).splitlines()[2]
+  assert line.split()[:4] == ["vggish", "72,141,184", "72,141,184", "0.864"]
+
+
 def test_mistakes_are_one_line(capsys):
   for flags, message in [
     (["--pattern=nothing"], "no model matches"),
