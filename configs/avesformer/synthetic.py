@@ -36,7 +36,7 @@ def get_config(variant: str = "lite") -> ConfigDict:
     config.model.prompt_layers = 1
     config.model.prompt_hidden = 128
     config.model.dropout = 0.0
-  config.task = ConfigDict({"name": "audio_visual", "mask_loss": "bce_dice"})
+  config.task = ConfigDict({"name": "audio_visual", "mask_loss": "bce_dice", "mix_weight": 0.0})
 
   config.data = ConfigDict(defaults.loading())
   config.data.name = "synthetic_av"
@@ -48,7 +48,7 @@ def get_config(variant: str = "lite") -> ConfigDict:
   config.data.augment = ConfigDict({"size": (64, 64), "flip": 0.5})
 
   config.train = ConfigDict(
-    {"batch_size": 8, "num_steps": 480, "accumulate": 1, "average_decay": 0.98}
+    {"batch_size": 8, "num_steps": 600, "accumulate": 1, "average_decay": 0.98}
   )
   config.optimizer = defaults.adamw(learning_rate=1e-3, weight_decay=0.01)
   config.optimizer.clip_norm = 1.0
@@ -57,7 +57,7 @@ def get_config(variant: str = "lite") -> ConfigDict:
 
   config.eval = audio_visual.evaluation(size=(64, 64), mask_size=(64, 64))
   config.eval.split = "val"
-  config.eval.every = 240
-  config.checkpoint.every = 240
+  config.eval.every = 300
+  config.checkpoint.every = 300
   config.log.every = 20
   return config

@@ -35,8 +35,6 @@ AVSS_TREE = """  metadata.csv         vid, uid, s_min, s_sec, a_obj, split, labe
 (the folder itself, or the one with AVSS in it)"""
 
 _SPLITS = ("train", "val", "test")
-_SOUNDING = ("sounding",)
-_SOUNDING_COLOUR = np.array([(255, 122, 0)], np.uint8)
 _FRAMES = 5
 _MOST_FRAMES = 10
 # Frames of a clip by its source: v1s and v1m are the clips of S4 and MS3 again.
@@ -143,8 +141,8 @@ def _binary(name: str, split: str, found: tuple[clips.Clip, ...], folder: Path) 
   return clips.ClipFiles(
     name=name,
     split=split,
-    classes=_SOUNDING,
-    palette=_SOUNDING_COLOUR,
+    classes=clips.SOUNDING,
+    palette=clips.SOUNDING_COLOUR,
     clips=found,
     num_frames=_FRAMES,
     read_mask=clips.read_binary_mask,

@@ -13,6 +13,10 @@ from effseg_jax.errors import UserError
 from input_pipeline import audio, codecs
 from input_pipeline.datasets import base
 
+# Of binary masks, the only class, and a colour that few things have.
+SOUNDING = ("sounding",)
+SOUNDING_COLOUR = np.array([(255, 0, 150)], np.uint8)
+
 
 @dataclasses.dataclass(frozen=True)
 class Clip:

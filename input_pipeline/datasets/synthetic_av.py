@@ -27,13 +27,12 @@ import numpy as np
 
 from effseg_jax.errors import UserError
 from input_pipeline import audio
-from input_pipeline.datasets import base
+from input_pipeline.datasets import base, clips
 
 KINDS = ("drum", "bell", "engine", "bird")
 PALETTE = np.array(
   [(0, 0, 0), (230, 57, 70), (255, 183, 3), (69, 123, 157), (60, 160, 90)], np.uint8
 )
-_SOUNDING_COLOUR = np.array([(255, 122, 0)], np.uint8)
 _HUES = {"drum": 0.0, "bell": 0.14, "engine": 0.6, "bird": 0.36}
 _LENGTHS = {"train": 1024, "val": 64, "test": 64}
 # Who sounds in a clip, and how often: the first object, one after the other, both, nobody.
@@ -68,12 +67,12 @@ class SyntheticClips:
   @property
   def classes(self) -> tuple[str, ...]:
     """Background and kinds, or a single class of what sounds."""
-    return ("background", *KINDS) if self.semantic else ("sounding",)
+    return ("background", *KINDS) if self.semantic else clips.SOUNDING
 
   @property
   def palette(self) -> np.ndarray:
     """Colours of the classes, uint8 (K, 3)."""
-    return PALETTE if self.semantic else _SOUNDING_COLOUR
+    return PALETTE if self.semantic else clips.SOUNDING_COLOUR
 
   @property
   def num_classes(self) -> int:
@@ -198,9 +197,9 @@ def _make_plan(rng: np.random.Generator, num_frames: int) -> _Plan:
 
 # Half of an example's time goes into its sound, and augmentation leaves that alone: it is kept.
 @functools.lru_cache(maxsize=1024)
-def _log_mel(clips: SyntheticClips, index: int) -> np.ndarray:
+def _log_mel(split: SyntheticClips, index: int) -> np.ndarray:
   """Patches of a clip, float32 (T, 96, 64), read-only."""
-  patches = audio.fit_patches(audio.log_mel(clips.waveform(index), _RATE), clips.num_frames)
+  patches = audio.fit_patches(audio.log_mel(split.waveform(index), _RATE), split.num_frames)
   patches.flags.writeable = False
   return patches
 
