@@ -4,7 +4,7 @@ A segment map holds the number of the segment at each pixel, so an example of 10
 byte a pixel where binary masks cost a hundred: at 1024x1024 and one layer, 3 MiB of image, 1 MiB
 of segments and 4 bytes a label. Pillow resizes, as in the recipe: unlike OpenCV's, its bilinear
 filter averages when it shrinks. The padding of 128 is part of the picture (it is normalised, and
-points are sampled there), so `valid_size` is the whole array.
+points are sampled there), so `valid_size` is the whole array unless `PadTo` is told otherwise.
 """
 
 from __future__ import annotations
@@ -116,14 +116,19 @@ class PadTo:
 
   Attributes:
     size: rows and columns of the result.
+    as_picture: whether the padding is part of the picture, as in the recipes. If not, it is what
+      the padding of an evaluation is: no picture, and 0 after the normalisation.
   """
 
   size: tuple[int, int]
+  as_picture: bool = True
 
   def __call__(self, example: Example, rng: Rng) -> Example:
     """Pads what is smaller."""
     del rng
     rows, cols = example["image"].shape[:2]
+    if not self.as_picture:
+      example = {**example, "picture_size": (rows, cols)}
     below, right = self.size[0] - rows, self.size[1] - cols
     if not (below or right):
       return example
@@ -219,6 +224,7 @@ def universal_transforms(
   scale: Sequence[float] = (0.1, 2.0),
   short_side: int = 0,
   photometric: bool = True,
+  pad_as_picture: bool = True,
 ) -> list[Transform]:
   """The training transforms of universal segmentation in the recipes' order.
 
@@ -234,6 +240,7 @@ def universal_transforms(
     short_side: the short side is 0.5, 0.6, ... or 2.0 times this long, and the long side 4 times
       at most; for `shortest_edge`.
     photometric: whether colours are distorted; for `shortest_edge`.
+    pad_as_picture: see `PadTo.as_picture`.
 
   Raises:
     UserError: for an unknown kind, or sizes that make no sense.
@@ -260,7 +267,7 @@ def universal_transforms(
       *([PhotometricDistortion()] if photometric else []),
       Flip(flip),
     ]
-  return [*steps, PadTo(size), PackSegments(max_segments, layers, keep_empty)]
+  return [*steps, PadTo(size, pad_as_picture), PackSegments(max_segments, layers, keep_empty)]
 
 
 def shortest_edge_size(size: Sequence[int], short_side: int, max_size: int) -> tuple[int, int]:

@@ -107,6 +107,13 @@ def test_image_and_segments_stay_together(size, crop, seed, one_draw):
   np.testing.assert_array_equal(result["labels"], example["labels"])
 
 
+@pytest.mark.parametrize("as_picture, valid", [(True, [16, 24]), (False, [16, 10])])
+def test_padding_is_picture_or_not(as_picture, valid):
+  steps = [transforms.PadTo((16, 24), as_picture), transforms.PackSegments(6, 1, keep_empty=True)]
+  result = apply(steps, make_example(0, (16, 10)), 0)
+  assert result["valid_size"].tolist() == valid and result["image"].shape == (16, 24, 3)
+
+
 def test_the_order_of_the_recipes():
   names = [type(step).__name__ for step in recipe()]
   assert names == ["Flip", "LargeScaleJitter", "Crop", "PadTo", "PackSegments"]
