@@ -25,6 +25,8 @@ _CATALOGUE = {
   "mask2former_swin_tiny": "effseg_jax.models.mask2former",
   "proscale_r50": "effseg_jax.models.mask2former",
   "proscale_swin_tiny": "effseg_jax.models.mask2former",
+  "eco_m2f_r50": "effseg_jax.models.mask2former",
+  "eco_m2f_swin_tiny": "effseg_jax.models.mask2former",
 }
 
 

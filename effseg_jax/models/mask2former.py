@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from effseg_jax.errors import UserError, suggestion
 from effseg_jax.models.backbones.resnet import ResNet
 from effseg_jax.models.backbones.swin import Swin
+from effseg_jax.models.eco import EcoPixelDecoder
 from effseg_jax.models.pixel_decoder import Mask2FormerPixelDecoder, flatten_map, xavier_init
 from effseg_jax.models.proscale import ProScalePixelDecoder
 from effseg_jax.ops.position import sine_position
@@ -332,7 +333,11 @@ class Mask2Former(nn.Module):
 
 
 _BACKBONES = {"r50": ResNet, "swin_tiny": Swin}
-_PIXEL_DECODERS = {"mask2former": Mask2FormerPixelDecoder, "proscale": ProScalePixelDecoder}
+_PIXEL_DECODERS = {
+  "mask2former": Mask2FormerPixelDecoder,
+  "proscale": ProScalePixelDecoder,
+  "eco_m2f": EcoPixelDecoder,
+}
 
 # Field of a model -> fields of its parts that it sets. What a part lacks is no field of the model.
 _SHARED_FIELDS = {
@@ -366,25 +371,31 @@ _PIXEL_DECODER_FIELDS = {
     "residual": ("pixel_decoder.residual",),
     "light_pixel_embedding": ("pixel_decoder.light_pixel_embedding",),
   },
+  "eco_m2f": {
+    "encoder_layers": ("pixel_decoder.layers",),
+    "fixed_exit": ("pixel_decoder.fixed_exit",),
+  },
 }
 
 
 def create(name: str, **fields: Any) -> Mask2Former:
-  """Creates `{mask2former,proscale}_{r50,swin_tiny}`.
+  """Creates `{mask2former,proscale,eco_m2f}_{r50,swin_tiny}`.
 
   Args:
     name: the pixel decoder and the backbone.
     **fields: over those of the named variant: `num_classes`, `num_queries`, `features`, `heads`,
       `encoder_mlp_features`, `decoder_mlp_features`, `decoder_layers`, `remat`, `dtype`;
       `depth`, `norm` of a ResNet; `backbone_features`, `backbone_depths`, `backbone_heads`,
-      `window`, `drop_path` of a Swin Transformer; `encoder_layers` of Mask2Former;
+      `window`, `drop_path` of a Swin Transformer; `encoder_layers` of Mask2Former and ECO-M2F;
       `proscale_layers`, `trc_gate`, `trc_layout`, `trc_temperature`, `residual`,
-      `light_pixel_embedding` of PRO-SCALE. Their meaning is that of the part's own field.
+      `light_pixel_embedding` of PRO-SCALE; `fixed_exit` of ECO-M2F. Their meaning is that of the
+      part's own field.
 
   Raises:
     UserError: for a field that this variant does not have.
   """
-  pixel_decoder, _, backbone = name.partition("_")
+  pixel_decoder = next(kind for kind in _PIXEL_DECODERS if name.startswith(f"{kind}_"))
+  backbone = name.removeprefix(f"{pixel_decoder}_")
   known = {**_SHARED_FIELDS, **_BACKBONE_FIELDS[backbone], **_PIXEL_DECODER_FIELDS[pixel_decoder]}
   parts: dict[str, dict[str, Any]] = {"backbone": {}, "pixel_decoder": {}, "decoder": {}}
   for key, value in fields.items():

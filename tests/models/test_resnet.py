@@ -59,31 +59,12 @@ def test_training_changes_statistics_of_bn_alone():
   x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
   for norm, moves in (("frozen_bn", False), ("bn", True)):
     model = ResNet(18, norm)
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), shapes_of(model))
     updates = jax.jit(lambda v, m=model: m.apply(v, x, train=True, mutable=["batch_stats"])[1])(
       variables
     )
-    same = jax.tree.map(
-      lambda a, b: bool(np.array_equal(a, b)), variables["batch_stats"], updates["batch_stats"]
-    )
+    same = jax.tree.map(np.array_equal, variables["batch_stats"], updates["batch_stats"])
     assert set(jax.tree.leaves(same)) == {not moves}
-
-
-def test_memory_saving_changes_no_gradient():
-  x = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
-  plain, remat = ResNet(18), ResNet(18, remat=True)
-  variables = plain.init(jax.random.key(0), x)
-
-  def gradient(model):
-    loss = lambda p: jnp.sum(model.apply({**variables, "params": p}, x, train=True)["res5"] ** 2)  # noqa: E731
-    return jax.jit(jax.grad(loss))(variables["params"])
-
-  found, expected = gradient(remat), gradient(plain)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(b).max()),
-    found,
-    expected,
-  )
 
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn"])

@@ -103,11 +103,20 @@ def test_branches_are_dropped_in_training_more_and_more():
     jax.eval_shape(lambda v: model.apply(v, x, True), variables)
 
 
-def test_bfloat16_keeps_parameters():
-  model = Swin(dtype=jnp.bfloat16)
-  x = jnp.zeros((1, 64, 64, 3))
-  variables = jax.eval_shape(model.init, jax.random.key(0), x)
-  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-  outputs = jax.eval_shape(model.apply, variables, x)
-  assert {leaf.dtype for leaf in outputs.values()} == {jnp.dtype("bfloat16")}
-  assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 27_520_698
+def test_bfloat16_is_close_and_keeps_parameters():
+  model = small_model("mask2former_swin_tiny")
+  half = small_model("mask2former_swin_tiny", dtype=jnp.bfloat16).backbone
+  variables = {"params": official_variables(model)["params"]["backbone"]}
+  x = np.random.default_rng(0).standard_normal((1, 50, 70, 3)).astype(np.float32)
+  initial = jax.eval_shape(half.init, jax.random.key(0), x)
+  assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
+  expected, found = jax.jit(model.backbone.apply)(variables, x), jax.jit(half.apply)(variables, x)
+  for key, value in expected.items():
+    assert found[key].dtype == jnp.bfloat16
+    error = np.abs(np.asarray(found[key], np.float32) - value).mean()
+    assert 0 < error < 0.02 * value.std(), key
+
+
+def test_parameter_count():
+  shapes = jax.eval_shape(Swin().init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 27_520_698

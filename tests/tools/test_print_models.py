@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
@@ -38,6 +39,43 @@ def test_counts_at_the_size_of_cityscapes(size, products, published):
   assert cost.published / 1e9 == pytest.approx(published, abs=6e-4)
 
 
+# 10^9 multiply-accumulates of whole, backbone, pixel decoder and decoder at 800x1088, as counted on
+# the official code, and fields of the model.
+PARTS = {
+  "mask2former_r50": ((217.4, 71.3, 122.2, 23.9), {}),
+  "mask2former_swin_tiny": ((223.3, 81.3, 118.1, 23.9), {}),
+  "proscale_r50": ((156.4, 71.3, 61.2, 23.9), {"proscale_layers": (3, 3, 3)}),
+  "proscale_swin_tiny": ((128.4, 81.3, 23.2, 23.9), {"proscale_layers": (1, 1, 1)}),
+  "eco_m2f_r50": ((217.4, 71.3, 122.2, 23.9), {}),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_universal_models(name):
+  published, fields = PARTS[name]
+  costs = flops.count_parts(create_model(name, **fields), (799, 1061))
+  assert list(costs) == ["backbone", "pixel_decoder", "decoder"]
+  found = [cost.published / 1e9 for cost in costs.values()]
+  assert [sum(found), *found] == pytest.approx(published, rel=2e-3)
+
+
+def test_parts_add_up():
+  model = create_model("proscale_r50", depth=18, proscale_layers=(1, 0, 0), decoder_layers=1)
+  whole, parts = flops.count(model, (64, 96)), flops.count_parts(model, (64, 96)).values()
+  for kind in ("products", "others", "published"):
+    assert getattr(whole, kind) == sum(getattr(part, kind) for part in parts)
+
+
+def test_a_choice_counts_as_its_costliest_branch():
+  class Choice(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+      x = nn.Dense(3)(images)
+      return jax.lax.cond(images.sum() > 0, lambda x: x @ (x.mT @ x), lambda x: x, x).mean()
+
+  assert flops.count(Choice(), (16, 4)).products == 16 * 4 * 3 * 3 + 2 * 16 * 4 * 3 * 3
+
+
 def test_memory_saving_changes_no_count():
   plain, remat = (create_model("afformer_tiny", remat=remat) for remat in (False, True))
   assert flops.count(plain, (64, 64)) == flops.count(remat, (64, 64))
@@ -72,6 +110,15 @@ def test_audio_visual_models_are_counted_for_one_frame():
   assert line.split()[:4] == ["avesformer_r50", "119,501,696", "119,501,696", "20.409"]
   line = print_models.table("vggish", (224, 224), 1).splitlines()[2]
   assert line.split()[:4] == ["vggish", "72,141,184", "72,141,184", "0.864"]
+
+
+def test_what_the_encoder_saves_stands_side_by_side():
+  lines = print_models.parts_table("r50", (256, 256), 133)
+  assert lines[0] == "GMACs published, r50: the network without post-processing"
+  rows = [line.split() for line in lines[2:]]
+  assert [row[0] for row in rows] == ["mask2former_r50", *3 * ["proscale_r50"]]
+  assert [row[-2] for row in rows] == ["0.0%", "77.6%", "63.8%", "49.9%"]
+  assert rows[-1][1:5] == ["(3,", "3,", "3)", "45,368,839"]
 
 
 def test_mistakes_are_one_line(capsys):

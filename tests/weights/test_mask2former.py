@@ -58,7 +58,7 @@ def test_names_order_and_shapes_are_the_official_ones(shared, name, file):
 
 
 @pytest.mark.parametrize(("name", "fields"), [
-  ("mask2former_swin_tiny", {}), ("proscale_r50", {}),
+  ("mask2former_swin_tiny", {}), ("proscale_r50", {}), ("eco_m2f_r50", {}),
   ("proscale_r50", {"norm": "bn", "depth": 50, "trc_gate": "conv"}),
   ("proscale_r50", {"trc_gate": "none", "light_pixel_embedding": False}),
 ])  # fmt: skip
@@ -82,7 +82,7 @@ def test_layouts():
   params = load_weights(model, tensors)["params"]
   predictor = "sem_seg_head.predictor.transformer_cross_attention_layers.1.multihead_attn"
   packed = params["decoder"]["layer_1"]["cross_attention"]["in_kernel"]
-  np.testing.assert_array_equal(packed[5, 64:], tensors[f"{predictor}.in_proj_weight"][64:, 5])
+  np.testing.assert_array_equal(packed[5, 128:], tensors[f"{predictor}.in_proj_weight"][128:, 5])
   patches = tensors["backbone.patch_embed.proj.weight"]
   np.testing.assert_array_equal(
     params["backbone"]["patch_embed"]["kernel"][2, 1, 0], patches[:, 0, 2, 1]
@@ -272,7 +272,7 @@ def test_a_head_of_other_classes_is_named_and_left_out_when_asked():
   with pytest.raises(UserError) as caught:
     load_weights(other, tensors)
   message = str(caught.value)
-  assert f"{CLASS_EMBED}.weight has shape (6, 32), expected (10, 32)" in message
+  assert f"{CLASS_EMBED}.weight has shape (6, 64), expected (10, 64)" in message
   assert "one row for each class and one for no object" in message
   assert message.endswith('The body fits: partial="body" loads it alone.')
   body = load_weights(other, tensors, partial="body")
@@ -289,7 +289,7 @@ def test_every_difference_is_named_at_once():
   tensors["sem_seg_head.predictor.input_proj.0.weight"] = np.zeros((3, 7), np.float32)
   pattern = (
     r"1 missing: \S+query_embed\.weight; 1 unexpected: \S+input_proj\.0\.weight; 1 of the wrong"
-    r".*level_embed has shape \(3, 7\), expected \(3, 32\)\. The backbone fits"
+    r".*level_embed has shape \(3, 7\), expected \(3, 64\)\. The backbone fits"
   )
   with pytest.raises(UserError, match=pattern):
     load_weights(model, tensors)
