@@ -1,22 +1,28 @@
 """`train.py` with a network of three layers in the model's place, which compiles in a second.
 
 `python tests/tiny_run.py --config=tests/small_config.py --workdir=...`; everything else is the real
-thing, so that tests can start several processes of it.
+thing, so that tests can start several processes of it. With TERMINATE_AT=N in the environment, the
+last process sends itself SIGTERM in step N.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import flax.linen as nn
+import jax
 from absl import app
 
 import train
 from effseg_jax.errors import parse_flags
 from effseg_jax.training import experiment
+
+_check_finite = experiment.check_finite
 
 
 class Net(nn.Module):
@@ -33,12 +39,19 @@ class Net(nn.Module):
     return nn.Conv(self.num_classes, (1, 1), name="head")(x)
 
 
-def use_net() -> None:
-  """Puts it in the model's place."""
+def use_net(terminate_at: int = 0) -> None:
+  """Puts it in the model's place, and perhaps a signal into a step."""
+
+  def check(previous, *others):
+    if previous and previous[0] == terminate_at and jax.process_index() == jax.process_count() - 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    _check_finite(previous, *others)
+
   experiment.make_model = lambda config, num_classes: Net(num_classes)
+  experiment.check_finite = check
 
 
 if __name__ == "__main__":
-  use_net()
+  use_net(int(os.environ.get("TERMINATE_AT", "0")))
   train.define_flags()
   app.run(train.main, flags_parser=parse_flags)

@@ -26,42 +26,45 @@ def define_flags() -> None:
   flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
 
 
-def start() -> None:
+def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
   """Joins the other processes of the run, before the first use of a device.
 
-  With the flags `--coordinator`, `--num_processes` and `--process_id` as they say. Without them,
-  TPU hosts and the tasks of SLURM and Open MPI are found by jax, and everything else is one process
-  alone.
+  Args:
+    coordinator: host:port of process 0. All three None: TPU hosts and the tasks of SLURM and Open
+      MPI are found by jax, and everything else is one process alone.
+    num_processes: how many there are.
+    process_id: which one this is.
 
   Raises:
     UserError: for flags that do not fit together, or if the others cannot be reached.
   """
   import jax
 
-  given = flags.FLAGS
-  names = ("coordinator", "num_processes", "process_id")
-  values = [getattr(given, name) for name in names]
-  if all(value is None for value in values):
+  given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+  missing = [f"--{name}" for name, value in given.items() if value is None]
+  if len(missing) == len(given):
     if _in_cluster():
       jax.distributed.initialize()
     return
-  missing = [f"--{name}" for name, value in zip(names, values, strict=True) if value is None]
   if missing:
     raise UserError(
       f"{' and '.join(missing)} missing; the three flags of several processes go"
       " together: --coordinator=HOST:PORT --num_processes=N --process_id=I."
     )
-  address, count, index = values
-  if not 0 <= index < count:
-    raise UserError(f"--process_id={index} of --num_processes={count}; expected 0 to {count - 1}.")
-  if ":" not in address:
-    raise UserError(f"--coordinator={address}; expected host:port, 10.0.0.1:8476 for example.")
+  if not 0 <= process_id < num_processes:
+    raise UserError(
+      f"--process_id={process_id} of --num_processes={num_processes}; expected 0 to"
+      f" {num_processes - 1}."
+    )
+  if ":" not in coordinator:
+    raise UserError(f"--coordinator={coordinator}; expected host:port, 10.0.0.1:8476 for example.")
   try:
-    jax.distributed.initialize(address, count, index)
+    jax.distributed.initialize(coordinator, num_processes, process_id)
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
     raise UserError(
-      f"--coordinator={address}: process {index} of {count} found nobody ({reason})."
+      f"--coordinator={coordinator}: process {process_id} of {num_processes} found nobody"
+      f" ({reason})."
     ) from None
 
 
@@ -116,7 +119,7 @@ def run() -> Iterator[None]:
   notice that it is gone and end, too.
   """
   with friendly_exit():
-    start()
+    start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     try:
       yield
     except UserError as error:

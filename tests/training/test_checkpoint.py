@@ -208,6 +208,99 @@ def test_a_half_written_checkpoint_is_ignored(open_run, fresh, tmp_path):
   assert _saved(tmp_path) == [1]
 
 
+def _damage(path, how):
+  content = path.read_bytes()
+  middle = len(content) // 2
+  if how == "removed":
+    path.unlink()
+  elif how == "truncated":
+    path.write_bytes(content[:middle])
+  else:
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+
+
+def _largest(folder):
+  return max((path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("how", ["truncated", "removed", "changed"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(open_run, fresh, tmp_path, how):
+  checkpointer = open_run()
+  _save_steps(checkpointer, fresh(), {1: 0.3, 2: 0.2})
+  checkpointer.close()
+  _damage(_largest(tmp_path / "checkpoints" / "2" / "state"), how)
+  with pytest.warns(UserWarning, match=r"checkpoint of step 2 is damaged .* moved to"):
+    again = open_run()
+  assert int(again.restore(fresh()).step) == 1
+  _save_steps(again, fresh(), {2: 0.2})  # the run gets there once more
+  again.close()
+  assert _saved(tmp_path) == [1, 2]
+  assert (tmp_path / "broken_checkpoints" / "2" / "state").is_dir()
+
+
+def test_one_that_was_not_sealed_is_read_to_find_out(open_run, fresh, tmp_path):
+  checkpointer = open_run()
+  _save_steps(checkpointer, fresh(), {1: None, 2: None, 3: None})
+  checkpointer.close()
+  for step in ("2", "3"):  # a killed process leaves its last checkpoint without checksums
+    (tmp_path / "checkpoints" / step / "checksums.json").unlink()
+  _damage(_largest(tmp_path / "checkpoints" / "3" / "state"), "truncated")
+  again = open_run()
+  with pytest.warns(UserWarning, match="checkpoint of step 3 is damaged"):
+    assert int(again.restore(fresh()).step) == 2
+  again.close()
+
+
+def test_damaged_metrics_of_any_checkpoint_do_not_stop_a_run(open_run, fresh, tmp_path):
+  checkpointer = open_run(keep=3)
+  _save_steps(checkpointer, fresh(), {1: 0.5, 2: 0.3, 3: 0.2})
+  checkpointer.close()
+  _damage(tmp_path / "checkpoints" / "2" / "metrics" / "metrics", "truncated")
+  with pytest.warns(UserWarning, match="checkpoint of step 2 is damaged"):
+    again = open_run(keep=3)
+  assert int(again.restore(fresh()).step) == 3
+  again.close()
+  assert _saved(tmp_path) == [1, 3]
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error_once(open_run, fresh, tmp_path):
+  checkpointer = open_run()
+  _save_steps(checkpointer, fresh(), {1: None, 2: None})
+  checkpointer.close()
+  for step in ("1", "2"):
+    _damage(_largest(tmp_path / "checkpoints" / step / "state"), "truncated")
+  with (
+    pytest.warns(UserWarning, match="damaged"),
+    pytest.raises(UserError, match=r"no checkpoint can be read \(damaged: 2, 1\)"),
+  ):
+    open_run()
+  again = open_run()
+  assert again.restore(fresh()) is None
+  again.close()
+
+
+def test_inference_says_that_a_checkpoint_is_damaged(open_run, fresh, tmp_path):
+  checkpointer = open_run()
+  _save_steps(checkpointer, fresh(), {1: None})
+  checkpointer.close()
+  _damage(_largest(tmp_path / "checkpoints" / "1" / "state"), "truncated")
+  with pytest.raises(UserError, match=r"checkpoints/1 cannot be read"):
+    load_for_inference(tmp_path)
+
+
+def test_another_mesh_goes_on(open_run, fresh):
+  checkpointer = open_run()
+  _save_steps(checkpointer, fresh(), {1: None})
+  checkpointer.close()
+  other = sharding.make_mesh({"data": 4, "fsdp": 1, "model": 1})
+  place = lambda leaf: jax.device_put(leaf, sharding.replicated(other))  # noqa: E731
+  again = open_run()
+  restored = again.restore(jax.tree.map(place, fresh()))
+  again.close()
+  _same(restored.params, fresh().params)
+  assert restored.params["conv"]["kernel"].sharding == sharding.replicated(other)
+
+
 @pytest.mark.parametrize("change", [{"seed": 5}, {"batch_size": 8}])
 def test_another_order_of_the_data_is_an_error(open_run, fresh, change):
   checkpointer = open_run()
