@@ -181,7 +181,7 @@ class PackSegments:
     packed[: len(kept)] = labels[kept]
     return {
       "image": example["image"],
-      "valid_size": np.array(example["image"].shape[:2], np.int32),
+      "valid_size": np.array(example.get("picture_size", example["image"].shape[:2]), np.int32),
       "segments": cv2.LUT(np.ascontiguousarray(segments), places),
       "labels": packed,
       "dropped_segments": np.int32(dropped + len(wanted) - len(kept)),
