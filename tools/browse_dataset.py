@@ -5,6 +5,8 @@
 
 Look at it before training on a new data set: wrong class numbers, swapped channels and misplaced
 labels show at once. `--original` leaves the augmentation out; `--seed` shows other examples.
+Segments have a colour and a name each; clips are a row each, what sounds in each frame above its
+sound as a spectrogram (time to the right, pitch upwards).
 """
 
 from __future__ import annotations
@@ -24,16 +26,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from effseg_jax.errors import UserError, friendly_exit, parse_flags
 from effseg_jax.tasks import pictures
+from effseg_jax.tasks import pictures_universal as segments
 from input_pipeline import datasets, tasks
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-_OUTPUT = flags.DEFINE_string("output", "sheet.png", "The picture to write.")
-_SPLIT = flags.DEFINE_string("split", None, "Of the data set; the training split if not given.")
-_COUNT = flags.DEFINE_integer("count", 12, "Number of examples.", lower_bound=1)
-_ORIGINAL = flags.DEFINE_bool("original", False, "Without augmentation.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the choice and the augmentation.")
-
 _HEIGHT = 200  # of an example on the sheet, in pixels
+_CLIP = 132  # of a frame of a clip
 _GAP = 6
 _LEGEND = 24  # classes at most, those with most pixels
 _PAPER = (250, 250, 248)
@@ -66,6 +63,7 @@ def browse(
     split=split or config.data.train_split,
     **config.data.options.to_dict(),
   )
+  dataset = tasks.as_task_reads(config.task.name, dataset)
   steps = (
     [] if original else tasks.train_transforms(config.task.name, **config.data.augment.to_dict())
   )
@@ -75,6 +73,10 @@ def browse(
   line = f"{len(examples)} of {len(dataset):,} examples of {dataset.name}, split {dataset.split}"
   if config.task.name == "classification":
     return _grid([_titled(e["image"], dataset.classes[int(e["label"])]) for e in examples]), line
+  if config.task.name == "universal":
+    return _grid([_beside_its_segments(example, dataset) for example in examples]), line
+  if config.task.name == "audio_visual":
+    return _grid([_above_its_sound(example, dataset.palette) for example in examples]), line
   sheet = _grid([_beside_its_label(example, dataset.palette) for example in examples])
   label = np.concatenate([example["label"].ravel() for example in examples])
   void = float(np.mean(label == dataset.ignore_label))
@@ -93,10 +95,52 @@ def _augmented(example: dict[str, Any], steps: Sequence[Any], rng: np.random.Gen
 def _beside_its_label(example: dict[str, Any], palette: np.ndarray) -> Image.Image:
   """The image, and the image tinted by class."""
   image, label = example["image"], example["label"]
-  panels = [_scaled(image), _scaled(pictures.overlay(image, label, palette, opacity=0.7))]
-  canvas = Image.new("RGB", (2 * panels[0].width, _HEIGHT), _PAPER)
-  canvas.paste(panels[0], (0, 0))
-  canvas.paste(panels[1], (panels[0].width, 0))
+  return _row([_scaled(image), _scaled(pictures.overlay(image, label, palette, opacity=0.7))])
+
+
+def _beside_its_segments(example: dict[str, Any], dataset: Any) -> Image.Image:
+  """The image, and the image tinted by segment; of overlapping ones the first layer is seen."""
+  rows, cols = example["valid_size"]
+  image, layers = example["image"][:rows, :cols], example["segments"][:, :rows, :cols]
+  labels = example["labels"][example["labels"] >= 0]
+  top = np.full(layers.shape[1:], -1, np.int16)
+  for layer in layers:
+    top = np.where(top < 0, np.where(layer < len(labels), layer, -1), top)
+  colours = segments.segment_colours(labels.tolist(), dataset.thing_mask, dataset.palette)
+  tinted = segments.paint_segments(image, top, colours)
+  names = segments.write_names(tinted, top, [dataset.classes[label] for label in labels])
+  return _row([_scaled(image), _scaled(names)])
+
+
+def _above_its_sound(example: dict[str, Any], palette: np.ndarray) -> Image.Image:
+  """The frames, tinted where something sounds, above their log-mel patches."""
+  binary = len(palette) == 1
+  colours = np.concatenate([np.zeros((1, 3), np.uint8), palette]) if binary else palette
+  columns = []
+  for frame, mask, patch in zip(
+    example["frames"], example["masks"], example["log_mel"], strict=True
+  ):
+    label = np.where(mask == 0, 255, mask)  # what does not sound keeps its colours
+    tinted = np.where(
+      (mask > 0)[..., None] | pictures.class_borders(label)[..., None],
+      pictures.overlay(frame, label, colours),
+      frame,
+    )
+    sound = np.clip((patch.T[::-1] + 5) / 8 * 255, 0, 255).astype(np.uint8)  # log-mel: -4.6 to 3
+    picture = Image.fromarray(tinted).resize((_CLIP, _CLIP), Image.Resampling.BILINEAR)
+    canvas = Image.new("RGB", (_CLIP, _HEIGHT), _PAPER)
+    canvas.paste(picture, (0, 0))
+    canvas.paste(Image.fromarray(sound).resize((_CLIP, _HEIGHT - _CLIP - 2)), (0, _CLIP + 2))
+    columns.append(canvas)
+  return _row(columns)
+
+
+def _row(panels: Sequence[Image.Image]) -> Image.Image:
+  canvas = Image.new("RGB", (sum(panel.width for panel in panels), _HEIGHT), _PAPER)
+  left = 0
+  for panel in panels:
+    canvas.paste(panel, (left, 0))
+    left += panel.width
   return canvas
 
 
@@ -128,22 +172,33 @@ def _grid(cells: Sequence[Image.Image]) -> np.ndarray:
   return np.asarray(canvas)
 
 
+def define_flags() -> None:
+  """Not at import: a notebook imports this file beside other entry points with flags alike."""
+  config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+  flags.DEFINE_string("output", "sheet.png", "The picture to write.")
+  flags.DEFINE_string("split", None, "Of the data set; the training split if not given.")
+  flags.DEFINE_integer("count", 12, "Number of examples.", lower_bound=1)
+  flags.DEFINE_bool("original", False, "Without augmentation.")
+  flags.DEFINE_integer("seed", 0, "Of the choice and the augmentation.")
+
+
 def main(argv: list[str]) -> None:
   """Checks the flags and draws."""
+  given = flags.FLAGS
   with friendly_exit():
     if len(argv) > 1:
       raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
-    if _CONFIG.value is None:
+    if given.config is None:
       raise UserError("--config is needed, for example --config=configs/afformer/synthetic.py.")
-    output = Path(_OUTPUT.value)
+    output = Path(given.output)
     if output.suffix.lower() not in Image.registered_extensions():
       raise UserError(f"--output is {output}; expected a picture's name, such as sheet.png.")
     sheet, line = browse(
-      _CONFIG.value,
-      split=_SPLIT.value,
-      count=_COUNT.value,
-      original=_ORIGINAL.value,
-      seed=_SEED.value,
+      given.config,
+      split=given.split,
+      count=given.count,
+      original=given.original,
+      seed=given.seed,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet).save(output)
@@ -151,4 +206,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main, flags_parser=parse_flags)
