@@ -13,7 +13,8 @@ def run() -> ConfigDict:
   """Seed, devices, checkpoints and log."""
   config = ConfigDict()
   config.seed = 0  # of the parameters, the data order and everything random
-  config.init_from = ""  # start from these weights: a bundle, an official file, another workdir
+  # Start from these weights: a bundle, an official file, another workdir; several with commas.
+  config.init_from = ""
   config.on_nonfinite = "stop"  # or "skip": the step changes nothing, and is counted
 
   # Devices along each axis of the mesh; -1: all that are left. Rules place parameters by name:

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -32,7 +32,7 @@ from effseg_jax.training import state as state_lib
 from effseg_jax.training.checkpoint import RunDescription, load_for_inference
 from effseg_jax.training.state import TrainState, Variables
 from effseg_jax.training.step import StepReport
-from effseg_jax.weights.loading import is_bundle
+from effseg_jax.weights.loading import is_bundle, parts_in
 from input_pipeline import datasets, loader, tasks
 from input_pipeline.mixture import Mixture
 
@@ -85,14 +85,14 @@ def open_training_data(config: ConfigDict) -> Any:
   return Mixture(parts, weights)
 
 
-def train_batches(config: ConfigDict, dataset: Any, mesh: Mesh) -> loader.TrainBatches:
-  """This process's part of the training batches."""
+def train_batches(config: ConfigDict, dataset: Any, mesh: Mesh | None) -> loader.TrainBatches:
+  """This process's part of the training batches, or, without a mesh, all of them."""
   return loader.TrainBatches(
     dataset,
     tasks.train_transforms(config.task.name, **config.data.augment.to_dict()),
     batch_size=config.train.batch_size,
     seed=config.seed,
-    rows=sharding.process_rows(config.train.batch_size, mesh),
+    rows=None if mesh is None else sharding.process_rows(config.train.batch_size, mesh),
     num_threads=config.data.num_threads,
     num_workers=config.data.num_workers,
     on_error=config.data.on_error,
@@ -133,21 +133,28 @@ def read_variables(source: str, model: nn.Module) -> Variables:
 
   Args:
     source: a run's working directory or a bundle, read whole, with whatever head it has
-      (`initialise_from` takes what fits); or a file with official names, whose backbone is read.
-    model: that will be trained; an official file's backbone must be that of this model.
+      (`initialise_from` takes what fits); or a file with official names, of which the parts are
+      read that it holds whole (a backbone, a sound encoder, all but the head). Several, with commas
+      between them, are put together.
+    model: that will be trained; the parts of official files must be those of this model.
 
   Returns:
     Collections of host arrays.
 
   Raises:
-    UserError: if there is nothing that can be read, or the official backbone does not fit.
+    UserError: if there is nothing that can be read, or an official part does not fit.
   """
-  path = Path(source)
-  if not path.exists():
-    raise UserError(f"init_from: {source} does not exist.")
-  if path.is_dir() or is_bundle(path):
-    return load_for_inference(path).variables
-  return effseg_jax.load_weights(model, source, partial="backbone")
+  flat: dict[str, Any] = {}
+  for name in source.split(","):
+    path = Path(name)
+    if not path.exists():
+      raise UserError(f"init_from: {name} does not exist.")
+    if path.is_dir() or is_bundle(path):
+      flat |= flatten_dict(dict(load_for_inference(path).variables), sep="/")
+      continue
+    for part in parts_in(model, path) or ("backbone",):
+      flat |= flatten_dict(effseg_jax.load_weights(model, path, partial=part), sep="/")
+  return unflatten_dict(flat, sep="/")
 
 
 def inference_settings(config: ConfigDict) -> dict[str, Any]:

@@ -97,6 +97,25 @@ def load_weights(
   )
 
 
+def parts_in(model: nn.Module, source: str | Path) -> tuple[str, ...]:
+  """The parts of a model whose official names a file holds, each complete.
+
+  A part inside another one is not named beside it. `load_weights(..., partial=part)` reads them.
+  """
+  names = _names_of(model)
+  rows = names.rows(model, variable_shapes(model))
+  tensors = names.renamed(model, read_state_dict(source))
+  for name, part in names.PARTS.items():
+    tensors = _with_prefix(tensors, name, part.beginnings)
+  held = {
+    name: wanted
+    for name, part in names.PARTS.items()
+    if (wanted := {row.name for row in rows if row.path and re.match(part.names, row.name)})
+    and wanted <= set(tensors)
+  }
+  return tuple(a for a in held if not any(held[a] < held[b] for b in held))
+
+
 def export_weights(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Writes a model's variables under the official names, for `load_state_dict(strict=True)`.
 

@@ -20,8 +20,10 @@ from effseg_jax import UserError, create_model
 from effseg_jax.training import experiment
 from effseg_jax.training.checkpoint import initialise_from
 from effseg_jax.training.state import TrainState
+from effseg_jax.weights import avesformer
 from effseg_jax.weights.bundle import save_bundle
 from effseg_jax.weights.loading import export_weights, variable_shapes
+from effseg_jax.weights.table import official_shape
 from input_pipeline import datasets
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "afformer"
@@ -156,3 +158,23 @@ def test_what_cannot_be_read_is_explained(tmp_path):
   np.savez(tmp_path / "other.npz", **{"conv.weight": np.zeros((1, 1, 1, 1), np.float32)})
   with pytest.raises(UserError, match="missing"):
     experiment.read_variables(str(tmp_path / "other.npz"), model(3))
+
+
+def test_several_files_are_put_together(tmp_path):
+  fields = {"num_classes": 1, "backbone": "resnet18", "width": 32, "widths": (32,) * 4}
+  fields |= {"depths": (1,) * 4, "hidden": 32, "prompts": 2, "prompt_layers": 1}
+  audio_visual = create_model("avesformer_r18", **fields)
+  shapes = variable_shapes(audio_visual)
+  for part, kept in (("backbone", "resnet18"), ("audio", "vggish")):
+    held = {
+      row.name.removeprefix(f"{part}."): np.zeros(
+        official_shape(shapes[row.path], row.layout), np.float32
+      )
+      for row in avesformer.rows(audio_visual, shapes)
+      if row.path and row.name.startswith(f"{part}.")
+    }
+    save_file(held, str(tmp_path / f"{kept}.safetensors"))
+  files = [str(tmp_path / f"{kept}.safetensors") for kept in ("resnet18", "vggish")]
+  found = experiment.read_variables(",".join(files), audio_visual)
+  assert set(found["params"]) == {"backbone", "audio"}
+  assert set(experiment.read_variables(files[1], audio_visual)["params"]) == {"audio"}
