@@ -16,7 +16,7 @@ from effseg_jax.training.step import compile_train_step, make_train_step
 CONFIGS = sorted(
   ".".join(path.with_suffix("").parts[-3:])
   for path in (Path(__file__).parents[1] / "configs").glob("*/*.py")
-  if path.stem != "__init__"
+  if path.stem != "__init__" and path.parent.name != "sweeps"
 )
 SIZE = 32
 # Every operation of the model once, and none as wide as it is: compiling is what takes time.

@@ -1,0 +1,23 @@
+"""A random search on CamVid: sixteen draws of learning rate, decay and scale jitter.
+
+Measured here: not run.
+
+  python tools/sweep.py --sweep=configs/sweeps/afformer_random.py --config.data.root=data/camvid
+"""
+
+from __future__ import annotations
+
+from configs import sweeps
+
+
+def get_sweep() -> sweeps.Sweep:
+  """A quarter of the recipe's length each."""
+  draws = {
+    "optimizer.learning_rate": sweeps.log_uniform(3e-4, 6e-3),
+    "optimizer.weight_decay": sweeps.log_uniform(5e-3, 1e-1),
+    "data.augment.ratio": sweeps.one_of(((0.5, 2.0), (0.75, 2.25), (1.0, 1.5))),
+  }
+  shorter = [{"train.num_steps": 600, "schedule.warmup_steps": 50}]
+  return sweeps.Sweep(
+    "configs/afformer/camvid.py:tiny", sweeps.combined(shorter, sweeps.drawn(16, draws))
+  )
