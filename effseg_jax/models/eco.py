@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import DenyList
 
 from effseg_jax.errors import UserError
 from effseg_jax.models.pixel_decoder import (
@@ -110,6 +111,7 @@ class EcoPixelDecoder(nn.Module):
           lambda encode, x: x,
           encode,
           tokens,
+          variables=DenyList("intermediates"),  # the branches would differ in what they hold of it
         )
     memories = split_levels(tokens, sizes)
     mask_features = MaskFeatures(self.features, dtype=self.dtype, name="output")
