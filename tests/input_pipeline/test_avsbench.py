@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,8 +175,8 @@ def test_the_palette_is_pascals():
   assert len(np.unique(palette, axis=0)) == 71
 
 
-def test_the_palette_is_the_reference_one(shared):
-  with np.load(shared / "golden/avesformer/avs_metrics.npz") as golden:
+def test_the_palette_is_the_reference_one():
+  with np.load(Path(__file__).parents[1] / "golden" / "audio_visual_metrics.npz") as golden:
     np.testing.assert_array_equal(clips.voc_palette(71), golden["avss/palette"])
 
 
