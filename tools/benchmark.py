@@ -188,6 +188,7 @@ def run_data(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
   """Measures the input pipeline."""
   from tools import benchmark_data
 
+  platform.tune_host_malloc()  # as training does
   threads = parse_numbers("threads", args.threads)
   config = benchmark_data.load_config(args.config, args.root)
   results = benchmark_data.measure(config, threads, images=args.images, rounds=args.rounds)
