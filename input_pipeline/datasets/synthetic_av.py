@@ -221,7 +221,7 @@ def _soundtrack(rng: np.random.Generator, plan: _Plan) -> np.ndarray:
       time = np.arange(len(total), dtype=np.float32) / _RATE
       gate = np.interp(time, [0, *turns.ravel(), seconds], [on[0], *values.ravel(), on[-1]])
       total += (loudness * gate * voice).astype(np.float32)
-  noise = 10 ** rng.uniform(-3.2, -2.3)
+  noise = 10 ** rng.uniform(-3.2, -2.6)
   total += noise * rng.standard_normal(len(total), np.float32)
   return np.clip(total, -1, 1)
 
@@ -242,46 +242,44 @@ def _repeat(rng: np.random.Generator, seconds: int, rate: float, sound: np.ndarr
 
 
 def _drum(rng: np.random.Generator, seconds: int) -> np.ndarray:
-  """Dull beats: a falling low tone and a short rustle."""
-  t = np.arange(int(0.16 * _RATE)) / _RATE
-  tone = np.sin(2 * np.pi * rng.uniform(140, 210) * t * (1 - 0.8 * t)) * np.exp(-22 * t)
-  rustle = np.convolve(rng.standard_normal(len(t)), np.ones(12) / 12, "same") * np.exp(-60 * t)
-  return _repeat(rng, seconds, rng.uniform(3.5, 6.5), 2.2 * tone + 1.5 * rustle)
+  """A roll of dull beats: low tones that fall and die away."""
+  t = np.arange(int(0.2 * _RATE)) / _RATE
+  beat = np.sin(2 * np.pi * rng.uniform(150, 230) * t * (1 - 0.5 * t)) * np.exp(-12 * t)
+  return _repeat(rng, seconds, rng.uniform(6.0, 10.0), 1.6 * beat)
+
+
+def _engine(rng: np.random.Generator, seconds: int) -> np.ndarray:
+  """A rough hum: harmonics of a low tone, shaken."""
+  t = np.arange(seconds * _RATE) / _RATE
+  turns = rng.uniform(80, 110) * t + 0.12 * np.sin(2 * np.pi * rng.uniform(0.3, 0.9) * t)
+  # One turn of the engine is computed once and looked up.
+  circle = 2 * np.pi * np.arange(4096) / 4096
+  turn = sum(np.sin(k * circle + rng.uniform(0, 6)) for k in range(4, 9))
+  hum = turn[(turns * 4096).astype(np.int64) % 4096]
+  return 0.5 * hum * (1 + 0.5 * np.sin(2 * np.pi * rng.uniform(14, 26) * t))
 
 
 def _bell(rng: np.random.Generator, seconds: int) -> np.ndarray:
   """Ringing: partials that are no harmonics, and fade one after the other."""
-  t = np.arange(int(0.7 * _RATE)) / _RATE
-  base_pitch = rng.uniform(620, 900)
-  partials = [(1.0, 1.0, 4), (2.01, 0.8, 6), (2.76, 0.6, 8), (4.07, 0.4, 11)]
+  t = np.arange(int(0.8 * _RATE)) / _RATE
+  pitch = rng.uniform(1000, 1300)
+  partials = [(1.0, 1.0, 3), (1.51, 0.8, 4), (2.03, 0.6, 6)]
   sound = sum(
-    a * np.exp(-d * t) * np.sin(2 * np.pi * base_pitch * r * t + rng.uniform(0, 6))
-    for r, a, d in partials
+    share * np.exp(-decay * t) * np.sin(2 * np.pi * pitch * ratio * t + rng.uniform(0, 6))
+    for ratio, share, decay in partials
   )
-  return _repeat(rng, seconds, rng.uniform(1.8, 3.2), 0.9 * sound)
-
-
-def _engine(rng: np.random.Generator, seconds: int) -> np.ndarray:
-  """A rough hum: many harmonics of a low tone, shaken."""
-  t = np.arange(seconds * _RATE) / _RATE
-  pitch = rng.uniform(75, 115)
-  turns = pitch * t + 0.12 * np.sin(2 * np.pi * rng.uniform(0.3, 0.9) * t)
-  # One turn of the engine is computed once and looked up.
-  circle = 2 * np.pi * np.arange(4096) / 4096
-  turn = sum(np.sin(k * circle + rng.uniform(0, 6)) / k**0.7 for k in range(2, 12))
-  hum = turn[(turns * 4096).astype(np.int64) % 4096]
-  return 0.45 * hum * (1 + 0.5 * np.sin(2 * np.pi * rng.uniform(14, 26) * t))
+  return _repeat(rng, seconds, rng.uniform(2.0, 4.0), 0.9 * sound)
 
 
 def _bird(rng: np.random.Generator, seconds: int) -> np.ndarray:
   """Chirps: high tones that rise or fall."""
-  t = np.arange(int(rng.uniform(0.08, 0.13) * _RATE)) / _RATE
-  low, sweep = rng.uniform(2600, 3400), rng.uniform(1200, 2400)
+  t = np.arange(int(rng.uniform(0.13, 0.17) * _RATE)) / _RATE
+  low, sweep = rng.uniform(3200, 3800), rng.uniform(1500, 2500)
   progress = t / t[-1]
   if rng.random() < 0.5:
     progress = 1 - progress
   chirp = np.sin(2 * np.pi * np.cumsum(low + sweep * progress) / _RATE)
-  return _repeat(rng, seconds, rng.uniform(4.0, 7.0), 1.3 * chirp * np.hanning(len(t)))
+  return _repeat(rng, seconds, rng.uniform(6.0, 8.0), 1.8 * chirp * np.hanning(len(t)))
 
 
 _VOICES = {"drum": _drum, "bell": _bell, "engine": _engine, "bird": _bird}
