@@ -15,8 +15,8 @@ from effseg_jax.training.step import compile_train_step, make_train_step
 
 CONFIGS = sorted(
   ".".join(path.with_suffix("").parts[-3:])
-  for path in (Path(__file__).parents[1] / "configs").glob("*/*.py")
-  if path.stem != "__init__" and path.parent.name != "sweeps"
+  for path in (Path(__file__).parents[1] / "configs").glob("afformer/*.py")
+  if path.stem != "__init__"
 )
 SIZE = 32
 # Every operation of the model once, and none as wide as it is: compiling is what takes time.

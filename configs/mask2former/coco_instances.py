@@ -1,0 +1,26 @@
+"""Mask2Former on COCO instances (Cheng et al., CVPR 2022): the official recipe.
+
+Measured here: not trained.
+Hardware of the recipe: 8 V100, global batch 16, float16 but for the pixel decoder. On TPUs and GPUs
+add --config.model.dtype=bfloat16; sampling, softmax and losses stay float32.
+Start from a backbone pretrained on ImageNet (Swin-T or ResNet-50 in their official files):
+  --config.init_from=FILE
+
+  python train.py --config=configs/mask2former/coco_instances.py:r50 --workdir=runs/instances \
+    --config.data.root=data/coco --config.init_from=R-50.pkl
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import universal
+
+
+def get_config(variant: str = "r50") -> ConfigDict:
+  """Returns the experiment.
+
+  Args:
+    variant: `r50` or `swin_tiny`.
+  """
+  return universal.coco_instances(universal.mask2former(variant))
