@@ -127,10 +127,16 @@ def run() -> Iterator[None]:
         raise
       print(f"error: {error}", file=sys.stderr, flush=True)
       _leave(2)
-    except BaseException:
+    except BaseException as error:
       if not _several():
         raise
       traceback.print_exc()
+      if "JaxRuntimeError" in type(error).__name__:
+        print(
+          "error: another process of this run has ended or does not answer; its own message says"
+          " why. Start all of them again: the run goes on from its last checkpoint.",
+          file=sys.stderr,
+        )
       _leave(1)
 
 
