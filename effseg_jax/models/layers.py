@@ -92,6 +92,28 @@ class DepthwiseConv(nn.Module):
     return x
 
 
+class DepthwiseKernel(nn.Module):
+  """The parameters of a `DepthwiseConv` with bias, for whoever convolves with several at once.
+
+  Attributes:
+    kernel_size: odd.
+    channels: of the input.
+    dtype: of the computation.
+  """
+
+  kernel_size: int
+  channels: int
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
+    """Kernel (k, k, 1, C) and bias (C,)."""
+    shape = (self.kernel_size, self.kernel_size, 1, self.channels)
+    kernel = self.param("kernel", depthwise_init, shape, jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
+    return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation with PyTorch's running statistics.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 from effseg_jax.ops import backend, fourier
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+# Channels up to which a window of 3x3 pixels is no wider than a TPU's matrix unit.
+_NARROW = 16
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -23,9 +27,23 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   Returns:
     (B, ceil(H / stride), ceil(W / stride), D).
   """
+  if _as_product(x, kernel, stride):
+    columns = jnp.concatenate(windows(x, kernel.shape[0], stride), axis=-1)
+    return columns @ kernel.reshape(-1, kernel.shape[-1])
   return jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), _same_padding(kernel), dimension_numbers=_DIMENSIONS
   )
+
+
+def _as_product(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+  """Whether a convolution is a matrix product with all windows side by side.
+
+  So it is for the strided 3x3 convolutions of stems on the TPU, whose few channels leave most of a
+  matrix unit idle: by the compiler's account it moves a third to a tenth of the bytes, and compiles
+  three times as fast.
+  """
+  narrow = x.shape[-1] <= _NARROW and kernel.shape[0] == 3
+  return backend.platform() == "tpu" and stride > 1 and narrow
 
 
 def preferred_formulation(purpose: str, kernel_size: int, stride: int = 1) -> str:
@@ -70,6 +88,28 @@ def depthwise_conv(
     (B, ceil(H / stride), ceil(W / stride), C).
   """
   return _forward(x, kernel, stride, _choose(formulation, "forward", kernel, stride))
+
+
+def depthwise_conv_by_groups(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
+  """Depthwise convolutions of several sizes at once, each of its own group of channels.
+
+  It is one convolution of the largest size, the smaller kernels surrounded by zeros: on the TPU,
+  taking groups apart that are no multiple of 128 channels costs more than multiplying by zero.
+
+  Args:
+    x: (B, H, W, C).
+    kernels: one (k, k, 1, c) per group of neighbouring channels, k odd; the c add up to C.
+
+  Returns:
+    (B, H, W, C).
+  """
+  largest = max(kernel.shape[0] for kernel in kernels)
+  borders = [(largest - kernel.shape[0]) // 2 for kernel in kernels]
+  padded = [
+    jnp.pad(kernel, ((border, border), (border, border), (0, 0), (0, 0)))
+    for kernel, border in zip(kernels, borders, strict=True)
+  ]
+  return depthwise_conv(x, jnp.concatenate(padded, axis=-1))
 
 
 def depthwise_conv_grouped(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:

@@ -21,6 +21,7 @@ from effseg_jax.models.afformer import (
   frequency_similarity,
   pooled_low_pass,
 )
+from effseg_jax.ops.backend import target_platform
 from effseg_jax.ops.cross_entropy import upsampled_cross_entropy
 from effseg_jax.ops.resize import resize_bilinear
 from effseg_jax.weights.loading import export_weights, load_weights
@@ -280,6 +281,21 @@ def test_fft_is_the_same_model():
   images = images_like_reference(70, 94)
   logits = jitted("tiny", filter_mode="fft")(variables("tiny"), images)
   assert np.abs(channels_first(logits) - golden("tiny")["70x94/logits"]).max() <= LOGITS
+
+
+def test_formulations_for_the_tpu_are_the_same_model():
+  small = model("tiny", widths=(8, 16, 32, 32), depths=(0, 1, 1, 1))
+  images = images_like_reference(48, 32)
+
+  def init_and_apply(images):
+    made = small.init(jax.random.key(0), images, train=False)
+    return made, small.apply(made, images, train=False)
+
+  expected, here = jax.jit(init_and_apply)(images)
+  with target_platform("tpu"):
+    made, found = jax.jit(lambda images: init_and_apply(images))(images)
+  jax.tree.map(np.testing.assert_array_equal, made, expected)
+  np.testing.assert_allclose(found, here, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", [(7, 13), (2, 3), (16, 12)])

@@ -89,6 +89,7 @@ def test_the_reference_form_is_the_definition(grid, kernel, stride):
     *[("spatial", "cpu", index) for index in (0, 3, 5)],  # "auto" has the other strides
     *[("fft", "cpu", index) for index in (0, 3, 6)],  # stride 1 alone
     *[("auto", "gpu", index) for index in (1, 3)],
+    *[("auto", "tpu", index) for index in (1, 3)],
     ("fft", "gpu", 3),
   ],
 )
@@ -130,6 +131,32 @@ def test_dense_convolution(kernel, stride, dtype):
     for o in range(4)
   ]
   assert_close(found, np.concatenate(expected, -1), 3e-2 if dtype == "bfloat16" else 1e-5)
+
+
+@pytest.mark.parametrize(("shape", "stride"), [((2, 8, 6, 3), 2), ((1, 7, 5, 16), 2)])
+def test_a_narrow_strided_convolution_is_the_same_on_the_tpu(shape, stride):
+  x, weights = normal(0, *shape), normal(1, 3, 3, shape[-1], 4)
+  expected, pull = jax.vjp(lambda *a: conv.conv(*a, stride), x, weights)
+  with target_platform("tpu"):
+    text = str(jax.make_jaxpr(lambda *a: conv.conv(*a, stride))(x, weights))
+    found, tpu_pull = jax.vjp(lambda *a: conv.conv(*a, stride), x, weights)
+  assert "conv_general" not in text
+  assert_close(found, expected, 1e-5)
+  for ours, reference in zip(tpu_pull(expected), pull(expected), strict=True):
+    assert_close(ours, reference, 1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_groups_of_channels_with_kernels_of_their_own(platform):
+  x, widths = normal(0, 2, 7, 11, 6), (2, 3, 1)
+  kernels = [
+    normal(size, size, size, 1, width) for size, width in zip((3, 5, 7), widths, strict=True)
+  ]
+  parts = np.split(x, np.cumsum(widths)[:-1], axis=-1)
+  expected = [loop(part, kernel, 1) for part, kernel in zip(parts, kernels, strict=True)]
+  with target_platform(platform):
+    found = conv.depthwise_conv_by_groups(x, kernels)
+  assert_close(found, np.concatenate(expected, -1), 1e-4)
 
 
 @pytest.mark.parametrize(("size", "stride", "fill"), [(3, 1, 0.0), (5, 2, -np.inf), (1, 4, 0.0)])
