@@ -2,6 +2,8 @@ r"""Converts official weights to a bundle of this library, and bundles back to o
 
   python -m tools.convert --model=afformer_base --dataset=ade20k --input=AFFormer_base_ade20k.pth \
     --output=afformer_base_ade20k.safetensors --half
+  python -m tools.convert --model=mask2former_r50 --dataset=coco_panoptic \
+    --input=model_final_94dc52.pkl --output=mask2former_r50_coco.safetensors
   python -m tools.convert --input=afformer_base_ade20k.safetensors --to_torch=back.pth
 
 The bundle is what `predict.py` and `eval.py` take as `--checkpoint`: weights, and a card with the
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,9 @@ from safetensors.numpy import save_file
 
 import effseg_jax
 from effseg_jax.errors import UserError, friendly_exit, suggestion
+from effseg_jax.models.mask2former import Mask2Former
 from effseg_jax.tasks.semantic import SemanticTask
+from effseg_jax.tasks.universal import UniversalTask
 from effseg_jax.weights.bundle import load_bundle, save_bundle
 from effseg_jax.weights.loading import export_weights
 from input_pipeline.datasets import DATASETS
@@ -40,6 +45,7 @@ def to_bundle(
   *,
   dataset: str = _GENERIC,
   num_classes: int | None = None,
+  fields: dict[str, Any] | None = None,
   half: bool = False,
 ) -> dict[str, Any]:
   """Writes a bundle of official weights; returns its card.
@@ -50,6 +56,7 @@ def to_bundle(
     output: ends in `.safetensors`; its folder is made if it is missing.
     dataset: whose classes and colours go into the card, or `generic` for numbered classes.
     num_classes: of the weights; the data set's if it is not given.
+    fields: others of the model, where the weights are not those of its defaults.
     half: store float16.
 
   Raises:
@@ -58,13 +65,17 @@ def to_bundle(
   output = Path(output)
   if output.suffix != ".safetensors":
     raise UserError(f"--output={output}: a bundle's name ends in .safetensors.")
-  task = make_task(dataset, num_classes)
-  fields = {"num_classes": task.num_classes}
+  classes, palette, is_thing = class_table(dataset, num_classes)
+  fields = {**(fields or {}), "num_classes": len(classes)}
   model = effseg_jax.create_model(model_name, **fields)
+  if isinstance(model, Mask2Former):
+    name, task = "universal", UniversalTask(classes, palette, is_thing)
+  else:
+    name, task = "semantic", SemanticTask(classes, palette)
   variables = effseg_jax.load_weights(model, source)
   card = {
     "model": {"name": model_name, "fields": fields},
-    "task": {"name": "semantic", **dataclasses.asdict(task)},
+    "task": {"name": name, **dataclasses.asdict(task)},
     "trained_on": "unknown" if dataset == _GENERIC else dataset,
     "converted_from": Path(source).name,
   }
@@ -73,10 +84,10 @@ def to_bundle(
   return card
 
 
-def make_task(dataset: str, num_classes: int | None) -> SemanticTask:
-  """Classes, colours and normalisation for a card.
-
-  The normalisation is the ImageNet one, with which all official weights were trained.
+def class_table(
+  dataset: str, num_classes: int | None
+) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], tuple[bool, ...]]:
+  """Names, colours, and whether each class is a thing (of which there are several).
 
   Args:
     dataset: a segmentation data set's name, or `generic`.
@@ -88,10 +99,9 @@ def make_task(dataset: str, num_classes: int | None) -> SemanticTask:
   if dataset == _GENERIC:
     if num_classes is None:
       raise UserError("--num_classes is needed where no --dataset says it.")
-    palette = distinct_palette(num_classes).tolist()
-    return SemanticTask(
-      tuple(f"class {index}" for index in range(num_classes)), tuple(map(tuple, palette))
-    )
+    names = tuple(f"class {index}" for index in range(num_classes))
+    palette = tuple(map(tuple, distinct_palette(num_classes).tolist()))
+    return names, palette, (True,) * num_classes  # then a segment is never merged with another
   module = importlib.import_module(DATASETS[dataset]) if dataset in DATASETS else None
   if not hasattr(module, "PALETTE"):
     named = [_GENERIC, *DATASETS]
@@ -101,8 +111,10 @@ def make_task(dataset: str, num_classes: int | None) -> SemanticTask:
     )
   if num_classes not in (None, len(module.CLASSES)):
     raise UserError(f"--num_classes={num_classes}, but {dataset} has {len(module.CLASSES)}.")
-  palette = np.asarray(module.PALETTE).tolist()
-  return SemanticTask(tuple(module.CLASSES), tuple(map(tuple, palette)))
+  palette = tuple(map(tuple, np.asarray(module.PALETTE).tolist()))
+  table = getattr(module, "CLASS_TABLE", None)
+  things = (False,) * len(palette) if table is None else tuple(map(bool, table.things))
+  return tuple(module.CLASSES), palette, things
 
 
 def to_official(bundle_path: str | Path, output: str | Path) -> int:
@@ -148,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--model", help="one of effseg_jax.list_models()")
   parser.add_argument("--num_classes", type=int, help="the data set's if it is not given")
   parser.add_argument("--dataset", default=_GENERIC, help="whose classes: ade20k, cityscapes, ...")
+  parser.add_argument("--fields", type=json.loads, help='others of the model: \'{"norm": "bn"}\'')
   parser.add_argument("--half", action="store_true", help="store float16: half the size")
   parser.add_argument("--to_torch", help="write official names: .pth, .pt or .safetensors")
   args = parser.parse_args(argv)
@@ -164,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       args.output,
       dataset=args.dataset,
       num_classes=args.num_classes,
+      fields=args.fields,
       half=args.half,
     )
     size = Path(args.output).stat().st_size

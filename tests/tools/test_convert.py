@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from effseg_jax import UserError, create_model, load_weights
 from effseg_jax.weights.bundle import load_bundle
 from effseg_jax.weights.loading import export_weights, variable_shapes
 from effseg_jax.weights.reader import read_state_dict
+from tests.universal_models import SMALL, SMALL_BACKBONE, SMALL_ENCODER, small_model
 from tools import convert
 
 
@@ -51,6 +54,22 @@ def test_there_and_back(official, tmp_path, capsys):
   assert set(found) == set(expected)
   for name, array in expected.items():
     np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_universal_models_know_their_things(tmp_path):
+  small = {**SMALL, **SMALL_BACKBONE["r50"], **SMALL_ENCODER["proscale"]}
+  fields = {key: value for key, value in small.items() if key != "num_classes"}
+  model = small_model("proscale_r50", num_classes=133)
+  names = export_weights(model, _random_variables(model, np.random.default_rng(0)))
+  source, output = tmp_path / "official.npz", tmp_path / "bundle.safetensors"
+  np.savez(source, **names)
+  flags = ["--model=proscale_r50", "--dataset=coco_panoptic", f"--fields={json.dumps(fields)}"]
+  convert.main([*flags, f"--input={source}", f"--output={output}"])
+  bundle = load_bundle(output)
+  assert bundle.model == model
+  assert bundle.card["task"]["name"] == "universal"
+  assert bundle.card["task"]["classes"][0] == "person"
+  assert sum(bundle.card["task"]["is_thing"]) == 80
 
 
 def test_half_of_the_size(official, tmp_path):
