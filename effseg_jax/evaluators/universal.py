@@ -94,7 +94,7 @@ class UniversalEvaluator:
     task, inference = self._task, self._inference
     if inference.panoptic:
       scalars.update(self._quality.summary())
-      lines.append(self._quality.table(task.classes))
+      lines += self._quality_lines()
       report["panoptic"] = self._quality.to_json(task.classes)
     if inference.instance:
       numbers, per_class = self._precision.result()
@@ -113,6 +113,14 @@ class UniversalEvaluator:
     drawn = {"samples": pictures_universal.stack_rows(self._rows)} if self._rows else {}
     table = "\n".join(lines)
     return EvaluationResult(scalars, table, {**scalars, **report}, drawn, self._write_predictions)
+
+  def _quality_lines(self) -> list[str]:
+    """The table of panoptic quality, without the classes that never occur."""
+    title, *lines = self._quality.table(self._task.classes).splitlines()
+    occurs = self._quality.counts.any(axis=1)
+    num_classes = self._task.num_classes
+    shown = [lines[index] for index in np.flatnonzero(occurs)]
+    return [title, *shown, *lines[num_classes:]]
 
   def _count(self, found: Segmentations, row: int, size: Sequence[int], truth: Any) -> None:
     """Counts an image, and keeps what may be written."""

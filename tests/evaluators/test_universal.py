@@ -106,6 +106,7 @@ def test_the_right_answer_is_perfect():
   assert result.report["instance"]["classes"] == {"person": pytest.approx(1.0)}
   assert json.loads(json.dumps(result.report)) == result.report
   assert "person" in result.table and "mIoU 100.00" in result.table
+  assert "car" not in result.table  # a crowd alone is no class that occurs
   assert result.pictures["samples"].shape[2] == 3
 
 
