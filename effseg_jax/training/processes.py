@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from effseg_jax.errors import UserError, friendly_exit
 
@@ -118,6 +118,7 @@ def run() -> Iterator[None]:
   A process that fails leaves without the farewell for which jax would wait minutes; the others
   notice that it is gone and end, too.
   """
+  logging.set_verbosity(logging.ERROR)  # jax tells where it connects to
   with friendly_exit():
     start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     try:
