@@ -1,6 +1,6 @@
 r"""Kills a training run again and again, and compares it with one that was left alone.
 
-  python tools/kill_test.py --kills=20 --output=/tmp/kill_test
+  python tools/kill_test.py --kills=20 --output=runs/kill_test
 
 Two runs of the same configuration: one goes through; the other is killed (SIGKILL) at random
 moments and started again until it has got there, too. Moments are of three kinds, in turns: at a
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--seed", type=int, default=0, help="of the moments")
   parser.add_argument("--script", default="train.py", help="what is run")
   parser.add_argument("--config", default="tests/small_config.py", help="the experiment")
-  parser.add_argument("--output", default="/tmp/kill_test", help="folder of both runs; is emptied")
+  parser.add_argument("--output", default="runs/kill_test", help="folder of both runs; is emptied")
   parser.add_argument("rest", nargs="*", help="more flags for the script, after --")
   args = parser.parse_args(argv)
   with friendly_exit():
