@@ -20,18 +20,6 @@ from absl import app, flags, logging
 
 from effseg_jax.errors import UserError, friendly_exit, parse_flags
 
-# What of an evaluation is worth carrying with the weights.
-_METRIC_KEYS = (
-  "data",
-  "split",
-  "num_images",
-  "inference",
-  "mIoU",
-  "mean_accuracy",
-  "pixel_accuracy",
-  "top1",
-)
-
 
 def export(
   workdir: str | Path,
@@ -116,10 +104,11 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     found = json.loads(Path(path).read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(f"--metrics={path} cannot be read ({error}); expected eval.py's.") from None
-  kept = {key: found[key] for key in _METRIC_KEYS if key in found}
-  if not kept:
-    raise UserError(f"--metrics={path} holds none of {', '.join(_METRIC_KEYS)}.")
-  return kept
+  if not isinstance(found, dict) or "inference" not in found:
+    raise UserError(f"--metrics={path} is no metrics.json of eval.py: it names no inference.")
+  # The numbers and the settings that they depend on; tables per class and paths stay behind.
+  numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+  return {**{key: found[key] for key in ("data", "split", "inference")}, **numbers}
 
 
 def _saved_steps(workdir: str | Path) -> dict[int, Path]:
