@@ -19,9 +19,9 @@ from effseg_jax.ops import backend
 
 Sizes = tuple[tuple[int, int], ...]
 
-# Rows (one head of one query) per step of the backward pass on the CPU: what a step holds of them,
-# four cells of 128 bytes each, stays in a core's cache. Twice as slow without steps.
-_STEP_ROWS = 1024
+# Queries per step of the backward pass on the CPU: what a step holds of a sample, four cells of 128
+# bytes for each of them, stays in a core's cache. It is twice as slow without steps.
+_STEP_QUERIES = 1024
 
 
 def deformable_attention(
@@ -49,7 +49,7 @@ def deformable_attention(
   if sum(rows * cols for rows, cols in sizes) != value.shape[1]:
     raise UserError(f"there are {value.shape[1]} values; expected those of the levels {sizes}.")
   if backend.platform() == "cpu":
-    return _by_rows(value, sizes, locations, weights)
+    return _by_heads(value, sizes, locations, weights)
   # The samples are read again in the backward pass: they take 4 L P times the room of the result.
   form = jax.checkpoint(deformable_attention_reference, static_argnums=(1,))
   return form(value, sizes, locations, weights)
@@ -109,100 +109,122 @@ def _neighbours(coordinate: jax.Array, size: Any) -> _Neighbours:
 
 # --- On the CPU ----------------------------------------------------------------------------------
 #
-# A row is one head of one query, head by head, so that neighbouring rows read neighbouring cells.
-# The cells of a sample are at fixed distances from its upper left one. Where one of them is
-# outside the level, another cell is read, of which it takes no share.
+# One head after the other, because the map of a single one stays in the cache. The cells of a
+# sample are at fixed distances from its upper left one; where one of them is outside the level,
+# another cell is read, of which it takes no share.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _by_rows(value: jax.Array, sizes: Sizes, locations: jax.Array, weights: jax.Array) -> jax.Array:
+def _by_heads(
+  value: jax.Array, sizes: Sizes, locations: jax.Array, weights: jax.Array
+) -> jax.Array:
   """Every sample is a gather of contiguous rows, and all of them are one loop over the result."""
-  cells, begins = _head_by_head(value, sizes)
   starts, rows, cols = (x[:, None, None] for x in _levels(sizes))
-  x, y = _neighbours(locations[..., 0, :], cols), _neighbours(locations[..., 1, :], rows)
-  first = begins[:, None, None, None] + starts + y.lower * cols + x.lower
-  y_shares = [weights * share for share in y.shares]
-  total = 0.0
-  for level in range(len(sizes)):
-    for point in range(weights.shape[3]):
-      at = (slice(None), slice(None), level, point)
+
+  def head(inputs: tuple[jax.Array, ...]) -> jax.Array:
+    cells, locations, weights = inputs
+    x, y = _neighbours(locations[..., 0, :], cols), _neighbours(locations[..., 1, :], rows)
+    first = starts + y.lower * cols + x.lower
+    y_shares = [weights * share for share in y.shares]
+    total = 0.0
+    for level, point in np.ndindex(weights.shape[1:3]):
+      at = (slice(None), level, point)
       for i, j in _CORNERS:
         cell = _take(cells, first[at] + (i * sizes[level][1] + j))
         total = total + (y_shares[i][at] * x.shares[j][at])[..., None] * cell
-  return total.swapaxes(1, 2)
+    return total
+
+  heads = jax.lax.map(head, (_with_margins(value, sizes), *_heads_first(locations, weights)))
+  return heads.transpose(1, 2, 0, 3)
 
 
-def _by_rows_forward(value, sizes, locations, weights):
-  return _by_rows(value, sizes, locations, weights), (value, locations, weights)
+def _by_heads_forward(value, sizes, locations, weights):
+  return _by_heads(value, sizes, locations, weights), (value, locations, weights)
 
 
-def _by_rows_backward(sizes, residuals, cotangent):
-  """Scatters to the cells, and products of the cells with the cotangent, a few rows at a time."""
+def _by_heads_backward(sizes, residuals, cotangent):
+  """Scatters to the cells, and products of the cells with the cotangent, some queries at a time."""
   value, locations, weights = residuals
-  batch, heads, levels, points, queries = weights.shape
-  samples, count = levels * points, heads * queries
-  size = min(count, max(_STEP_ROWS // batch, 128))
-  cells, begins = _head_by_head(value, sizes)
+  batch, _, levels, points, queries = weights.shape
+  size = min(queries, max(_STEP_QUERIES // batch, 128))
   starts, rows, cols = (x.repeat(points)[:, None, None] for x in _levels(sizes))
-
-  def step(gradient, inputs):
-    cotangent, begins, x, y, weights = inputs
-    x, y = _neighbours(x, cols), _neighbours(y, rows)
-    first = begins + starts + y.lower * cols + x.lower
-    index = jnp.stack([first + (i * cols + j) for i, j in _CORNERS], axis=-1)
-    shares = jnp.stack([weights * y.shares[i] * x.shares[j] for i, j in _CORNERS], axis=-1)
-
-    def sample(gradient, inputs):
-      index, shares = inputs
-      gradient = _add(gradient, index, shares[..., None] * cotangent[:, :, None])
-      return gradient, _row_sums(_take(cells, index) * cotangent[:, :, None])
-
-    gradient, products = jax.lax.scan(sample, gradient, (index, shares))
-
-    def weighted(y_factors: Sequence[jax.Array], x_factors: Sequence[jax.Array]) -> jax.Array:
-      return sum(
-        products[..., corner] * y_factors[i] * x_factors[j]
-        for corner, (i, j) in enumerate(_CORNERS)
-      )
-
-    of_weights = weighted(y.shares, x.shares)
-    of_x = weights * cols * weighted(y.shares, x.slopes)
-    of_y = weights * rows * weighted(y.slopes, x.shares)
-    return gradient, (of_weights, of_x, of_y)
+  distances = np.concatenate([i * cols + j for i, j in _CORNERS], axis=-1)[:, 0]
 
   def steps(x: jax.Array) -> jax.Array:
-    """(..., B, M Q) -> (steps, ..., B, size)."""
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -count % size)])
+    """(..., Q) -> (steps, ..., size)."""
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -queries % size)])
     return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, size), -2, 0)
 
-  def as_weights(slopes: jax.Array) -> jax.Array:
-    """(steps, L P, B, size) -> (B, M, L, P, Q)."""
-    slopes = jnp.moveaxis(slopes, 0, 2).reshape(levels, points, batch, -1)[..., :count]
-    slopes = slopes.reshape(levels, points, batch, heads, queries)
-    return slopes.transpose(2, 3, 0, 1, 4)
+  def head(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    cells, cotangent, locations, weights = inputs
 
-  cotangent = cotangent.swapaxes(1, 2).reshape(batch, count, -1)
-  cotangent = jnp.pad(cotangent, ((0, 0), (0, -count % size), (0, 0)))
-  cotangent = jnp.moveaxis(cotangent.reshape(batch, -1, size, cotangent.shape[-1]), 1, 0)
-  x, y = locations.transpose(4, 2, 3, 0, 1, 5).reshape(2, samples, batch, count)
-  weights = weights.transpose(2, 3, 0, 1, 4).reshape(samples, batch, count)
-  gradient, slopes = jax.lax.scan(
-    step,
-    jnp.zeros_like(cells),
-    (cotangent, *(steps(x) for x in (begins.repeat(queries), x, y, weights))),
-  )
-  of_weights, of_x, of_y = (as_weights(x) for x in slopes)
-  of_value = _from_heads(gradient, sizes, heads).astype(value.dtype)
-  return of_value, jnp.stack([of_x, of_y], axis=4), of_weights
+    def step(gradient, inputs):
+      cotangent, (x, y), weights = inputs
+      x, y = _neighbours(x, cols), _neighbours(y, rows)
+      first = starts + y.lower * cols + x.lower
+
+      def sample(gradient, inputs):
+        first, distances, y_shares, x_shares = inputs
+        index = first[..., None] + distances
+        shares = _products(y_shares, x_shares)
+        gradient = _add(gradient, index, shares[..., None] * cotangent[:, :, None])
+        products = _row_sums(_take(cells, index) * cotangent[:, :, None])
+        return gradient, jnp.moveaxis(products, -1, 0)
+
+      y_shares = tuple(weights * share for share in y.shares)
+      gradient, products = jax.lax.scan(sample, gradient, (first, distances, y_shares, x.shares))
+
+      def weighted(y_factors: Sequence[jax.Array], x_factors: Sequence[jax.Array]) -> jax.Array:
+        return sum(
+          products[:, corner] * y_factors[i] * x_factors[j]
+          for corner, (i, j) in enumerate(_CORNERS)
+        )
+
+      of_weights = weighted(y.shares, x.shares)
+      of_x = weights * cols * weighted(y.shares, x.slopes)
+      of_y = weights * rows * weighted(y.slopes, x.shares)
+      return gradient, (of_weights, of_x, of_y)
+
+    def from_steps(slopes: jax.Array) -> jax.Array:
+      """(steps, L P, B, size) -> (B, L, P, Q)."""
+      slopes = slopes.transpose(2, 1, 0, 3).reshape(batch, levels, points, -1)
+      return slopes[..., :queries]
+
+    samples = lambda x: steps(jnp.moveaxis(x, 0, -2))  # noqa: E731
+    gradient, slopes = jax.lax.scan(
+      step,
+      jnp.zeros_like(cells),
+      (
+        steps(cotangent.swapaxes(1, 2)).swapaxes(2, 3),
+        samples(locations.transpose(0, 3, 1, 2, 4).reshape(batch, 2, -1, queries)),
+        samples(weights.reshape(batch, -1, queries)),
+      ),
+    )
+    of_weights, of_x, of_y = (from_steps(x) for x in slopes)
+    return gradient, jnp.stack([of_x, of_y], axis=3), of_weights
+
+  inputs = (_with_margins(value, sizes), cotangent.transpose(2, 0, 1, 3))
+  gradient, *slopes = jax.lax.map(head, (*inputs, *_heads_first(locations, weights)))
+  of_value = _without_margins(gradient, sizes).astype(value.dtype)
+  return of_value, *_heads_first(*slopes)
 
 
-_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
+_by_heads.defvjp(_by_heads_forward, _by_heads_backward)
+
+
+def _products(
+  upper_lower: tuple[jax.Array, jax.Array], left_right: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """All products of two pairs of (...), as (..., 4)."""
+  lower, right = np.asarray(_CORNERS, bool).T
+  first = jnp.where(lower, upper_lower[1][..., None], upper_lower[0][..., None])
+  return first * jnp.where(right, left_right[1][..., None], left_right[0][..., None])
 
 
 def _levels(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """First token, rows and columns of each level, int32 (L,)."""
+  """First cell, rows and columns of each level, int32 (L,)."""
   rows, cols = np.asarray(sizes, np.int32).T
-  return np.cumsum(rows * cols, dtype=np.int32) - rows * cols, rows, cols
+  return _margin(sizes) + np.cumsum(rows * cols, dtype=np.int32) - rows * cols, rows, cols
 
 
 def _margin(sizes: Sizes) -> int:
@@ -210,23 +232,21 @@ def _margin(sizes: Sizes) -> int:
   return max(cols for _, cols in sizes) + 1
 
 
-def _head_by_head(value: jax.Array, sizes: Sizes) -> tuple[jax.Array, np.ndarray]:
-  """(B, S, M, D) -> float32 (B, N, D), tokens of one head after the other between two margins.
+def _with_margins(value: jax.Array, sizes: Sizes) -> jax.Array:
+  """(B, S, M, D) -> float32 (M, B, N, D): the levels' cells between two margins of zeros."""
+  margins = ((0, 0), (0, 0), (_margin(sizes), _margin(sizes)), (0, 0))
+  return jnp.pad(value.astype(jnp.float32).transpose(2, 0, 1, 3), margins)
 
-  Also where each head begins there, int32 (M,).
-  """
-  batch, tokens, heads, channels = value.shape
+
+def _without_margins(cells: jax.Array, sizes: Sizes) -> jax.Array:
+  """(M, B, N, D) -> (B, S, M, D)."""
   margin = _margin(sizes)
-  cells = value.astype(jnp.float32).swapaxes(1, 2).reshape(batch, heads * tokens, channels)
-  cells = jnp.pad(cells, ((0, 0), (margin, margin), (0, 0)))
-  return cells, np.arange(heads, dtype=np.int32) * tokens + margin
+  return cells[:, :, margin:-margin].transpose(1, 2, 0, 3)
 
 
-def _from_heads(cells: jax.Array, sizes: Sizes, heads: int) -> jax.Array:
-  """(B, N, D) as above -> (B, S, M, D)."""
-  margin = _margin(sizes)
-  cells = cells[:, margin:-margin]
-  return cells.reshape(cells.shape[0], heads, -1, cells.shape[-1]).swapaxes(1, 2)
+def _heads_first(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+  """(B, M, ...) -> (M, B, ...), and back."""
+  return tuple(x.swapaxes(0, 1) for x in arrays)
 
 
 def _take(cells: jax.Array, index: jax.Array) -> jax.Array:

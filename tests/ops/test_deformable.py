@@ -96,13 +96,13 @@ def test_official_values_and_gradients(form):
   [
     (((3, 5), (1, 7), (11, 1)), {}),
     (((1, 1),), {"channels": 1, "heads": 1, "points": 1}),
-    # More rows than a step of the backward pass takes, in no whole number of steps.
+    # More queries than a step of the backward pass takes, in no whole number of steps.
     (((4, 3), (5, 9)), {"queries": 301, "batch": 1, "heads": 5, "channels": 8}),
   ],
   ids=["edges", "one cell", "steps"],
 )
 def test_the_form_for_the_cpu_is_the_reference_form(sizes, shape, monkeypatch):
-  monkeypatch.setattr(deformable, "_STEP_ROWS", 256)
+  monkeypatch.setattr(deformable, "_STEP_QUERIES", 128)
   arguments = inputs(sizes, **shape)
   expected = program(deformable_attention_reference, sizes)(*arguments)
   assert_same(program(deformable_attention, sizes)(*arguments), expected)
