@@ -42,6 +42,7 @@ from effseg_jax.models.layers import BatchNorm
 from effseg_jax.models.mask2former import STRIDE, Attention, Mask2Former, MaskedAttentionDecoder
 from effseg_jax.models.pixel_decoder import DeformableAttention, MaskFeatures
 from effseg_jax.models.proscale import TokenRecalibration
+from effseg_jax.ops import fourier
 from effseg_jax.ops.backend import target_platform
 
 _POOL, _RESIZE, _BATCH_NORM, _NORM, _SAMPLE = 1, 4, 2, 5, 4  # fvcore's cost per element
@@ -226,7 +227,7 @@ def _products(jaxpr: core.Jaxpr, varying: Sequence[bool] | None = None) -> tuple
       products += _conv_products(equation)
     elif name == "dot_general" and all(operands):
       products += _dot_products(equation)
-    elif name == "fft":
+    elif name == "fft" or equation.params.get("name") in fourier.TRANSFORMS:
       transforms += 1
     elif name == "while":
       raise NotImplementedError("a loop of unknown length has no count of products")

@@ -6,13 +6,20 @@ half plane of the last transformed axis. Circular means without padding: the bor
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from effseg_jax.ops import backend
+
 _AXES = (1, 2)
+
+# What a traced transform is called where it is written as products.
+TRANSFORMS = ("_rfft2_by_products", "_irfft2_by_products")
 
 
 def fast_size(size: int) -> int:
@@ -185,8 +192,11 @@ def frequency_similarity_kernel(
   """
 
   def spectrum(tokens: jax.Array) -> jax.Array:
-    grid = tokens.astype(jnp.float32).reshape(*tokens.shape[:2], *size, tokens.shape[-1])
-    return jnp.fft.rfft2(grid, axes=(2, 3), norm="ortho")
+    batch, heads, _, width = tokens.shape
+    grids = tokens.reshape(batch * heads, *size, width)
+    return _rfft2(grids, size).reshape(batch, heads, *size[:1], -1, width) / math.sqrt(
+      math.prod(size)
+    )
 
   # The half plane stands for both: its inner columns count twice.
   columns = np.full(size[1] // 2 + 1, 2.0, np.float32)
@@ -206,11 +216,67 @@ def _padded_size(x: jax.Array, kernel_shape: Sequence[int]) -> tuple[int, int]:
 
 
 def _rfft2(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  return jnp.fft.rfft2(x.astype(jnp.float32), size, axes=_AXES)
+  """(B, H, W, C) real, continued with zeros to `size` -> (B, rows, cols // 2 + 1, C) complex64."""
+  x = x.astype(jnp.float32)
+  if backend.platform() == "cpu":
+    return jnp.fft.rfft2(x, size, axes=_AXES)
+  return _rfft2_by_products(x, tuple(size))
 
 
 def _irfft2(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  return jnp.fft.irfft2(x, size, axes=_AXES)
+  """(B, rows, cols // 2 + 1, C) complex64 -> (B, rows, cols, C) float32, by `size`."""
+  if backend.platform() == "cpu":
+    return jnp.fft.irfft2(x, size, axes=_AXES)
+  return _irfft2_by_products(x, tuple(size))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _rfft2_by_products(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  rows, cols = (_waves(n)[:length] for n, length in zip(size, x.shape[1:3], strict=True))
+  cols = cols[:, : size[1] // 2 + 1]
+  real, imaginary = (_product("bhwc,wv->bhvc", x, part) for part in (cols.real, cols.imag))
+  return _along_rows(real, imaginary, rows)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _irfft2_by_products(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  half = size[1] // 2 + 1
+  # The half plane stands for both: its inner columns count twice.
+  counts = np.where((np.arange(half) == 0) | (2 * np.arange(half) == size[1]), 1.0, 2.0)
+  rows = np.conj(_waves(size[0])) / size[0]
+  cols = np.conj(_waves(size[1])[:half]) * counts[:, None] / size[1]
+  x = _along_rows(x.real, x.imag, rows)
+  real, imaginary = (
+    _product("bhvc,vw->bhwc", part, matrix)
+    for part, matrix in ((x.real, cols.real), (x.imag, cols.imag))
+  )
+  return real - imaginary
+
+
+def _waves(size: int) -> np.ndarray:
+  """The matrix of the Fourier transform, complex128 (size, size).
+
+  On accelerators transforms are products with it. The grids are small, so it takes a matrix unit
+  little time; and a product is cut along the batch like any other, while for a transform XLA
+  gathers the batch of all devices on each of them.
+  """
+  return np.exp(-2j * np.pi * np.outer(np.arange(size), np.arange(size)) / size)
+
+
+def _along_rows(real: jax.Array, imaginary: jax.Array, matrix: np.ndarray) -> jax.Array:
+  """Multiplies the rows (axis 1) of a complex array by a complex matrix (from, to)."""
+  equation = "bhvc,hu->buvc"
+  return jax.lax.complex(
+    _product(equation, real, matrix.real) - _product(equation, imaginary, matrix.imag),
+    _product(equation, real, matrix.imag) + _product(equation, imaginary, matrix.real),
+  )
+
+
+def _product(equation: str, x: jax.Array, matrix: np.ndarray) -> jax.Array:
+  """A float32 product, whatever the platform's default precision."""
+  return jnp.einsum(
+    equation, x, jnp.asarray(matrix, jnp.float32), precision=jax.lax.Precision.HIGHEST
+  )
 
 
 def _frequency_matrix(size: int, reference: int) -> np.ndarray:

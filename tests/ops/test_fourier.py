@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from effseg_jax.ops import conv, fourier
+from effseg_jax.ops.backend import target_platform
 
 GRIDS = [(7, 11), (6, 8), (1, 4)]
 
@@ -194,6 +195,30 @@ def test_bfloat16_stays():
   for found, expected in zip(forms(jnp.asarray(x, jnp.bfloat16)), forms(x), strict=True):
     assert found.dtype == jnp.bfloat16
     assert_close(found.astype(jnp.float32), expected, 2e-2)
+
+
+@pytest.mark.parametrize("grid", [(7, 11), (6, 8), (1, 5), (4, 3)])
+def test_transforms_by_products_are_the_same_function(grid):
+  x, kernel = normal(0, 2, *grid, 4), normal(1, 3, 3, 1, 4)
+  factors = normal(2, 2, 8, 5, 4)
+
+  def forms(x, kernel):
+    tokens = x.reshape(2, 1, -1, 4)
+    return (
+      fourier.depthwise_conv_fft(x, kernel),
+      fourier.depthwise_conv_circular(x, kernel),
+      fourier.ideal_low_pass(x, (1, 3)),
+      fourier.learned_filter(x, *factors),
+      fourier.frequency_similarity_kernel(tokens, tokens, grid),
+    )
+
+  here, pull_here = jax.vjp(forms, x, kernel)
+  with target_platform("tpu"):
+    found, pull = jax.vjp(forms, x, kernel)
+    traced = str(jax.make_jaxpr(lambda x: fourier.ideal_low_pass(x, (1, 3)))(x))
+  assert "fft[" not in traced
+  for ours, expected in zip([*found, *pull(here)], [*here, *pull_here(here)], strict=True):
+    assert_close(ours, expected, 1e-5)
 
 
 def test_fast_sizes_are_the_next_smooth_numbers():
