@@ -152,7 +152,7 @@ def overfit(model: ConfigDict) -> ConfigDict:
     }
   )
   config.task.num_points = 2048
-  config.train.update({"batch_size": 2, "num_steps": 1000})
+  config.train.update({"batch_size": 2, "num_steps": 2000})
   config.optimizer = from_scratch(model, learning_rate=1e-3, weight_decay=0.0)
   config.schedule = defaults.poly(warmup_steps=50, power=0.9)
   config.eval = _masks(short_side=256, max_size=256)
