@@ -1,4 +1,4 @@
-"""Which platform a formulation is chosen for: asked here, and nowhere else."""
+"""What a formulation is chosen for, platform and devices: asked here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
+_BATCH_IS_CUT: contextvars.ContextVar[bool] = contextvars.ContextVar("batch_is_cut", default=False)
 _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
@@ -18,6 +19,21 @@ def platform() -> str:
   function is traced, so it selects a formulation and costs nothing at run time.
   """
   return _PLATFORM.get() or jax.default_backend()
+
+
+def batch_is_cut() -> bool:
+  """Whether the function being traced is going to have a batch that several devices share."""
+  return _BATCH_IS_CUT.get()
+
+
+@contextlib.contextmanager
+def several_devices() -> Iterator[None]:
+  """Traces for devices that share a batch: without what cannot be cut along it."""
+  token = _BATCH_IS_CUT.set(True)
+  try:
+    yield
+  finally:
+    _BATCH_IS_CUT.reset(token)
 
 
 @contextlib.contextmanager

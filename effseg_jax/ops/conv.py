@@ -55,7 +55,8 @@ def preferred_formulation(purpose: str, kernel_size: int, stride: int = 1) -> st
   faster on spectra from 5x5 on, where all taps cost as much as one; at 3x3 it is slower by itself,
   and yet the whole training step is faster with it, because no shifted window is stored. On
   accelerators transforms move far more memory than convolutions of these sizes; what "spatial"
-  means differs there, see `_by_shifts`.
+  means differs there, see `_by_shifts`. Nor are there transforms where devices share a batch:
+  spectra are larger than kernels, and would be what crosses between them.
 
   Args:
     purpose: "forward", "input_gradient" or "kernel_gradient".
@@ -65,7 +66,7 @@ def preferred_formulation(purpose: str, kernel_size: int, stride: int = 1) -> st
   Returns:
     "spatial" or "fft".
   """
-  if stride > 1 or backend.platform() != "cpu":
+  if stride > 1 or backend.platform() != "cpu" or backend.batch_is_cut():
     return "spatial"
   largest = {"forward": 9, "input_gradient": 9, "kernel_gradient": 0}[purpose]
   return "spatial" if kernel_size <= largest else "fft"

@@ -218,16 +218,25 @@ def _padded_size(x: jax.Array, kernel_shape: Sequence[int]) -> tuple[int, int]:
 def _rfft2(x: jax.Array, size: tuple[int, int]) -> jax.Array:
   """(B, H, W, C) real, continued with zeros to `size` -> (B, rows, cols // 2 + 1, C) complex64."""
   x = x.astype(jnp.float32)
-  if backend.platform() == "cpu":
+  if _as_transform():
     return jnp.fft.rfft2(x, size, axes=_AXES)
   return _rfft2_by_products(x, tuple(size))
 
 
 def _irfft2(x: jax.Array, size: tuple[int, int]) -> jax.Array:
   """(B, rows, cols // 2 + 1, C) complex64 -> (B, rows, cols, C) float32, by `size`."""
-  if backend.platform() == "cpu":
+  if _as_transform():
     return jnp.fft.irfft2(x, size, axes=_AXES)
   return _irfft2_by_products(x, tuple(size))
+
+
+def _as_transform() -> bool:
+  """Whether a Fourier transform is one, or products with its matrix.
+
+  Grids are small, so products take a matrix unit little time. And they are cut along the batch like
+  any other operation, while for a transform XLA brings the batch of all devices to each of them.
+  """
+  return backend.platform() != "tpu" and not backend.batch_is_cut()
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -254,12 +263,7 @@ def _irfft2_by_products(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _waves(size: int) -> np.ndarray:
-  """The matrix of the Fourier transform, complex128 (size, size).
-
-  On accelerators transforms are products with it. The grids are small, so it takes a matrix unit
-  little time; and a product is cut along the batch like any other, while for a transform XLA
-  gathers the batch of all devices on each of them.
-  """
+  """The matrix of the Fourier transform, complex128 (size, size)."""
   return np.exp(-2j * np.pi * np.outer(np.arange(size), np.arange(size)) / size)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from effseg_jax.evaluators import EvaluationResult, Evaluator
+from effseg_jax.ops import backend
 from effseg_jax.training import sharding
 from effseg_jax.training.state import Variables
 
@@ -60,4 +61,11 @@ def variables_on(variables: Any, mesh: Mesh) -> Any:
 def _jit(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   """Compiles a step: batches and examples cut over the mesh, totals on every device."""
   cut, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  return jax.jit(step, in_shardings=(None, cut), out_shardings=(everywhere, cut))
+
+  def evaluation_step(variables: Variables, batch: Mapping[str, jax.Array]) -> Any:
+    if mesh.size == 1:
+      return step(variables, batch)
+    with backend.several_devices():
+      return step(variables, batch)
+
+  return jax.jit(evaluation_step, in_shardings=(None, cut), out_shardings=(everywhere, cut))

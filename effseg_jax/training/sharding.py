@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -112,6 +113,35 @@ def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, ...]:
       f" {jax.local_device_count()} devices of one."
     )
   return tuple(sorted(rows))
+
+
+def gather_parameters(params: Any, shardings: Any) -> Any:
+  """Brings parameters together that are cut along the fsdp axis, where they are about to be used.
+
+  Without it, the compiler is free to bring together the activations of all examples instead, which
+  it does where these are smaller. Gradients are cut again as the parameters are.
+
+  Args:
+    params: arrays inside a jitted function.
+    shardings: of these arrays, a `NamedSharding` each.
+  """
+  return jax.tree.map(_gather, params, shardings)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+  spec = [None if axis == "fsdp" else axis for axis in sharding.spec]
+  if spec == list(sharding.spec):
+    return x
+  gathered = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+  return jax.lax.with_sharding_constraint(x, gathered)
+
+
+def _gather_backward(sharding: NamedSharding, _: None, cotangent: jax.Array) -> tuple[jax.Array]:
+  return (jax.lax.with_sharding_constraint(cotangent, sharding),)
+
+
+_gather.defvjp(lambda x, sharding: (_gather(x, sharding), None), _gather_backward)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

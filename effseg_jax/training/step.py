@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class StepReport:
   finite: jax.Array
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
+TrainStep = Callable[..., tuple[TrainState, StepReport]]
 
 
 def make_train_step(
@@ -64,7 +65,8 @@ def make_train_step(
     freeze: patterns of parameter names; their statistics stay as they are, too.
 
   Returns:
-    `step(state, batch) -> (state, report)`.
+    `step(state, batch, gather=...) -> (state, report)`; `gather` brings parameters together that
+    are cut over devices, see `sharding.gather_parameters`.
   """
 
   def loss_and_state(params: Any, model_state: Any, batch: Batch, rng: jax.Array):
@@ -80,16 +82,20 @@ def make_train_step(
     loss, scalars, counts = task.loss(outputs, batch, loss_rng)
     return loss, (new_model_state, {"loss": loss, **scalars}, counts)
 
-  def gradient(state: TrainState, batch: Batch, rng: jax.Array):
-    value_and_grad = jax.value_and_grad(loss_and_state, has_aux=True)
+  def gradient(state: TrainState, batch: Batch, rng: jax.Array, gather: Callable[[Any], Any]):
+    value_and_grad = jax.value_and_grad(
+      lambda params, *rest: loss_and_state(gather(params), *rest), has_aux=True
+    )
     if accumulate == 1:
       (_, aux), grads = value_and_grad(state.params, state.model_state, batch, rng)
       return grads, *aux
     return _accumulated(value_and_grad, state, batch, rng, accumulate)
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+  def step(
+    state: TrainState, batch: Batch, gather: Callable[[Any], Any] = lambda params: params
+  ) -> tuple[TrainState, StepReport]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    grads, model_state, scalars, counts = gradient(state, batch, rng)
+    grads, model_state, scalars, counts = gradient(state, batch, rng, gather)
     model_state = keep_frozen(model_state, state.model_state, freeze)
 
     norms = jnp.sqrt(jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]))
@@ -115,8 +121,16 @@ def make_train_step(
 def compile_train_step(step: TrainStep, state: TrainState, mesh: Mesh) -> TrainStep:
   """Jits a step for the state's shardings; the state passed in is donated."""
   shardings = state_shardings(state)
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+    if mesh.size == 1:
+      return step(state, batch)
+    gather = functools.partial(sharding.gather_parameters, shardings=shardings.params)
+    with backend.several_devices():
+      return step(state, batch, gather)
+
   return jax.jit(
-    step,
+    train_step,
     donate_argnums=0,
     in_shardings=(shardings, sharding.batch_sharding(mesh)),
     out_shardings=(shardings, sharding.replicated(mesh)),

@@ -183,6 +183,13 @@ def test_the_formulation_depends_on_purpose_and_platform():
         assert choose(purpose, 31) == "spatial"
 
 
+def test_devices_that_share_a_batch_exchange_no_spectra():
+  with backend.several_devices():
+    assert conv.preferred_formulation("kernel_gradient", 3) == "spatial"
+    assert backend.batch_is_cut()
+  assert not backend.batch_is_cut()
+
+
 def test_the_target_platform_holds_inside_its_block():
   here = backend.platform()
   with target_platform("tpu"):
