@@ -21,7 +21,7 @@ Sizes = tuple[tuple[int, int], ...]
 
 # Queries per step of the backward pass on the CPU: what a step holds of a sample, four cells of 128
 # bytes for each of them, stays in a core's cache. It is twice as slow without steps.
-_STEP_QUERIES = 1024
+_STEP_QUERIES = 512
 
 
 def deformable_attention(
@@ -168,11 +168,11 @@ def _by_heads_backward(sizes, residuals, cotangent):
         index = first[..., None] + distances
         shares = _products(y_shares, x_shares)
         gradient = _add(gradient, index, shares[..., None] * cotangent[:, :, None])
-        products = _row_sums(_take(cells, index) * cotangent[:, :, None])
-        return gradient, jnp.moveaxis(products, -1, 0)
+        return gradient, _folded(_take(cells, index) * cotangent[:, :, None], 8)
 
       y_shares = tuple(weights * share for share in y.shares)
       gradient, products = jax.lax.scan(sample, gradient, (first, distances, y_shares, x.shares))
+      products = jnp.moveaxis(jnp.sum(_folded(products, 1), axis=-1), -1, 1)
 
       def weighted(y_factors: Sequence[jax.Array], x_factors: Sequence[jax.Array]) -> jax.Array:
         return sum(
@@ -259,9 +259,9 @@ def _add(cells: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
   return jax.vmap(lambda c, i, r: c.at[i].add(r, mode="promise_in_bounds"))(cells, index, rows)
 
 
-def _row_sums(rows: jax.Array) -> jax.Array:
-  """Sums (..., D) over the channels by halves: XLA on the CPU would add one by one."""
-  while rows.shape[-1] % 2 == 0:
+def _folded(rows: jax.Array, width: int) -> jax.Array:
+  """Adds halves of (..., D) until `width` channels are left: XLA on the CPU adds one by one."""
+  while rows.shape[-1] > width and rows.shape[-1] % 2 == 0:
     half = rows.shape[-1] // 2
     rows = rows[..., :half] + rows[..., half:]
-  return jnp.sum(rows, axis=-1)
+  return rows
