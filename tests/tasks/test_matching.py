@@ -48,5 +48,5 @@ def test_costs_that_are_not_finite_do_not_hang():
 def test_further_batch_axes():
   costs = np.random.default_rng(2).standard_normal((3, 2, 12, 9)).astype(np.float32)
   valid = np.ones((3, 2, 9), bool)
-  queries, _ = assign(costs, valid)
+  queries, _ = assign_jitted(costs, valid)
   np.testing.assert_array_equal(queries[1], assign_jitted(costs[1], valid[1])[0])
