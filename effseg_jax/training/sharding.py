@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from effseg_jax.errors import UserError
@@ -28,6 +29,9 @@ _MIN_SHARDED_SIZE = 2**10
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Lays the devices out as a (data, fsdp, model) mesh.
 
+  Several TPU slices, which only the network of the data centre connects, divide the `data` axis:
+  gradients alone cross it.
+
   Args:
     axes: devices along `data`, `fsdp` and `model`; one of them may be -1, "all that are left".
     devices: default all devices of all processes.
@@ -38,7 +42,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
   Raises:
     UserError: if the sizes do not multiply to the number of devices.
   """
-  count = len(devices or jax.devices())
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   sizes = [axes[axis] for axis in AXES]
   asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
   if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
@@ -48,7 +53,15 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     sizes[sizes.index(-1)] = count // known
   if math.prod(sizes) != count:
     raise UserError(f"mesh {asked} does not multiply to the {count} devices that are here.")
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  kinds = (AxisType.Auto,) * len(AXES)
+  if slices == 1 or devices[0].platform != "tpu":
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
+  if sizes[0] % slices:
+    raise UserError(f"mesh {asked} on {slices} slices: data must be a multiple of {slices}.")
+  inside = (sizes[0] // slices, *sizes[1:])
+  grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+  return Mesh(grid, AXES, axis_types=kinds)
 
 
 def tree_shardings(tree: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:

@@ -47,7 +47,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A slice of a TPU pod.
+  """A slice of a TPU pod, or several.
 
   Attributes:
     name: kind of chip and their arrangement, `v5e:4x4` say.
@@ -67,7 +67,8 @@ class Topology:
   @property
   def num_hosts(self) -> int:
     """Machines that the chips are in: as many processes train."""
-    return len({device.process_index for device in self.devices})
+    where = {(getattr(device, "slice_index", 0), device.process_index) for device in self.devices}
+    return len(where)
 
   @property
   def hbm(self) -> int:
@@ -95,12 +96,12 @@ def find_topology(name: str) -> Topology:
 
   Args:
     name: `v5e:4x4`, `v4:2x2x2`, `v5p:4x4x4`, `v6e:16x16`, `TPU7x:2x2x1`: kind of chip, and how many
-      along each direction.
+      along each direction; `v5e:16x16*2`: two such slices.
 
   Raises:
     UserError: if libtpu is not installed, or there is no such slice.
   """
-  match = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+)+)", name)
+  match = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+)+)(?:\*([1-9]\d*))?", name)
   kinds = {kind.lower(): kind for kind in CHIPS}
   kind = kinds.get(match.group(1).lower()) if match else None
   if kind is None:
@@ -112,7 +113,7 @@ def find_topology(name: str) -> Topology:
   if importlib.util.find_spec("libtpu") is None:
     raise UserError("compiling for TPUs needs libtpu, on any machine: pip install 'jax[tpu]'.")
   shape = match.group(2)
-  options: dict[str, Any] = {}
+  options: dict[str, Any] = {"num_slices": int(match.group(3))} if match.group(3) else {}
   if kind == "v4":  # both cores of a chip are one device, as on the real machine
     options["chip_config_name"] = "megacore"
   if set(shape.split("x")) == {"1"}:  # hosts with a single chip
@@ -125,7 +126,8 @@ def find_topology(name: str) -> Topology:
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0]
     raise UserError(f"--topology={name}: {kind} has no such slice ({reason}).") from None
-  return Topology(f"{kind}:{shape}", CHIPS[kind], tuple(description.devices))
+  full_name = f"{kind}:{shape}" + (f"*{match.group(3)}" if match.group(3) else "")
+  return Topology(full_name, CHIPS[kind], tuple(description.devices))
 
 
 def _keep_libtpu_quiet() -> None:

@@ -210,6 +210,7 @@ def test_a_batch_that_cannot_be_cut_says_so():
     ("v5p:2x2x2", 8, 8, 2),
     ("v6e:16x16", 256, 256, 64),
     ("tpu7x:2x2x2", 8, 16, 2),
+    ("v5e:4x4*2", 32, 32, 8),
   ],
 )
 def test_slices(name, chips, devices, hosts):
@@ -218,7 +219,17 @@ def test_slices(name, chips, devices, hosts):
   assert 50 < topology.peak_flops / topology.hbm_rate < 600  # FLOPs per byte
 
 
-@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:4", "H100:2x2"])
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_slices_divide_the_data_axis():
+  devices = topologies.find_topology("v5e:2x2*2").devices
+  mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "model": 1}, devices)
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  assert slices[:, :, 0].tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+  with pytest.raises(UserError, match="a multiple of 2"):
+    sharding.make_mesh({"data": 1, "fsdp": 8, "model": 1}, devices)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:4", "H100:2x2", "v5e:2x2*0"])
 def test_an_unknown_slice_names_the_known(name):
   with pytest.raises(UserError, match="v5e:4x4"):
     topologies.find_topology(name)
