@@ -152,13 +152,13 @@ def overfit(model: ConfigDict) -> ConfigDict:
     }
   )
   config.task.num_points = 2048
-  config.train.update({"batch_size": 2, "num_steps": 2000})
+  config.train.update({"batch_size": 2, "num_steps": 800})
   config.optimizer = from_scratch(model, learning_rate=1e-3, weight_decay=0.0)
   config.schedule = defaults.poly(warmup_steps=50, power=0.9)
   config.eval = _masks(short_side=256, max_size=256)
   config.eval.multiple = 256  # all pictures have the shape of training
   config.eval.split = config.data.train_split
-  config.eval.every = 200
+  config.eval.every = 400
   config.eval.pictures = 8
   config.checkpoint.every = 200
   config.log.every = 25
