@@ -147,6 +147,8 @@ def run(trials: Sequence[Trial]) -> dict[str, str]:
     seconds = time.monotonic() - begin
     if trial.finished:
       print(f"{title} {_result(trial)}, {seconds:.0f} s", flush=True)
+    elif status == 0:  # it was told to stop, and not by us
+      print(f"{title} {_reason(trial, status)}", flush=True)
     else:
       failed[trial.name] = _reason(trial, status)
       print(f"{title} failed: {failed[trial.name]}", flush=True)
