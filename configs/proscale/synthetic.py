@@ -1,7 +1,7 @@
 """PRO-SCALE on the embedded scenes: panoptic segmentation with no data to fetch.
 
 A small model (ResNet-18, 64 features, 20 queries) from random weights.
-Measured here (2 CPU cores): see docs/results.md.
+Not measured in full here.
 
   python train.py --config=configs/proscale/synthetic.py --workdir=runs/synthetic_panoptic
 """
