@@ -46,7 +46,7 @@ def avsbench(name: str, variant: str, *, epochs: int, clips: int, mask_loss: str
   config.data.name = name
   config.data.root = "data/AVSBench"
   config.data.train_split = "train"
-  config.data.options = ConfigDict()
+  config.data.options = ConfigDict({"embeddings": ""})  # a folder of tools/embed_audio.py
   config.data.augment = ConfigDict(
     {
       "size": (224, 224),

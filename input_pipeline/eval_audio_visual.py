@@ -10,6 +10,7 @@ from PIL import Image
 
 from input_pipeline.audio import silence
 from input_pipeline.datasets.base import Example
+from input_pipeline.datasets.clips import EMBEDDING
 from input_pipeline.eval_batches import Batch, EvalBatches
 from input_pipeline.transforms_audio_visual import resize_each
 
@@ -17,9 +18,9 @@ from input_pipeline.transforms_audio_visual import resize_each
 class AudioVisualEvalBatches(EvalBatches):
   """Whole clips, frames at the network's size and masks at the size at which they are compared.
 
-  A batch holds `frames` uint8 (B, T, H, W, 3), `log_mel` float32 (B, T, 96, 64), `masks` uint8
-  (B, T, Hm, Wm), `frame_weight` and `valid_frames` float32 (B, T), `index` int32 (B,) and `weight`
-  float32 (B,).
+  A batch holds `frames` uint8 (B, T, H, W, 3), `log_mel` float32 (B, T, 96, 64) or stored
+  embeddings (B, T, 128), `masks` uint8 (B, T, Hm, Wm), `frame_weight` and `valid_frames` float32
+  (B, T), `index` int32 (B,) and `weight` float32 (B,).
   """
 
   def __init__(
@@ -34,13 +35,15 @@ class AudioVisualEvalBatches(EvalBatches):
       **loading: see `EvalBatches`.
     """
     self._size, self._mask_size = size, mask_size
+    stored = getattr(dataset, "embeddings", None) is not None
+    self._silence = np.zeros(EMBEDDING, np.float32) if stored else silence()
     super().__init__(dataset, {dataset.num_frames: range(len(dataset))}, **loading)
 
   def filler(self, shape: Any) -> Batch:
     """Black frames, silence, nothing supervised."""
     return {
       "frames": np.zeros((shape, *self._size, 3), np.uint8),
-      "log_mel": np.broadcast_to(silence(), (shape, *silence().shape)),
+      "log_mel": np.broadcast_to(self._silence, (shape, *self._silence.shape)),
       "masks": np.zeros((shape, *self._mask_size), np.uint8),
       "frame_weight": np.zeros(shape, np.float32),
       "valid_frames": np.zeros(shape, np.float32),

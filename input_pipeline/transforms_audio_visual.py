@@ -129,6 +129,7 @@ class SoundGain:
 
   def __call__(self, example: Example, rng: Rng) -> Example:
     """Changes the log-mel patches alone; patches that pad a clip stay 0."""
+    _require_patches(example, "gain")
     gain = 10 ** (rng.uniform(-self.decibels, self.decibels) / 20)
     energy = np.maximum(np.exp(example["log_mel"]) - _OFFSET, 0.0)
     louder = np.log(gain * energy + _OFFSET).astype(np.float32)
@@ -150,6 +151,7 @@ class MuteStripes:
 
   def __call__(self, example: Example, rng: Rng) -> Example:
     """Changes the log-mel patches alone: the same bands in all, and other steps in each."""
+    _require_patches(example, "stripes")
     patches = example["log_mel"].copy()
     silence = np.float32(np.log(_OFFSET))
     width = int(rng.integers(0, self.bands + 1))
@@ -161,6 +163,15 @@ class MuteStripes:
       patch[begin : begin + length] = silence
     heard = example["log_mel"].any(axis=(1, 2), keepdims=True)
     return {**example, "log_mel": np.where(heard, patches, example["log_mel"])}
+
+
+def _require_patches(example: Example, name: str) -> None:
+  """Raises `UserError` if the sound of an example is embedded already."""
+  if example["log_mel"].ndim != 3:
+    raise UserError(
+      f"data.augment.{name} changes sounds, and data.options.embeddings has none; set the one to 0"
+      " or leave out the other."
+    )
 
 
 def audio_visual_transforms(

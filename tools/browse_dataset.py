@@ -57,11 +57,13 @@ def browse(
   Returns:
     The sheet, uint8 (H, W, 3), and a line that says what is on it.
   """
+  options = config.data.options.to_dict()
+  options.pop("embeddings", None)  # sounds can be looked at
   dataset = datasets.open_dataset(
     config.data.name,
     root=config.data.root or None,
     split=split or config.data.train_split,
-    **config.data.options.to_dict(),
+    **options,
   )
   dataset = tasks.as_task_reads(config.task.name, dataset)
   steps = (

@@ -22,7 +22,7 @@ from effseg_jax.models import build
 from effseg_jax.models.backbones.pvt import PVT_V2, PVTv2
 from effseg_jax.models.backbones.resnet import ResNet
 from effseg_jax.models.backbones.small import SmallVisualEncoder
-from effseg_jax.models.backbones.vggish import EMBEDDING, SmallAudioEncoder, VGGish
+from effseg_jax.models.backbones.vggish import EMBEDDING, PATCH, SmallAudioEncoder, VGGish
 from effseg_jax.models.elf_decoder import (
   GROUPS,
   ELFDecoder,
@@ -98,8 +98,7 @@ class AVESFormer(nn.Module):
     Args:
       frames: (B, T, H, W, 3) float32, normalised; H and W at least 32.
       log_mel: (B, T, 96, 64), the patch of each frame's second; or (B, T, 128), what the audio
-        backbone made of it before: it does not change, so it can be computed once for a data set.
-        A model initialised with the latter has no audio backbone.
+        backbone made of it before (see `embed`).
       train: whether dropout and batch statistics are those of training.
 
     Returns:
@@ -171,6 +170,8 @@ class AVESFormer(nn.Module):
   def _embed(self, log_mel: jax.Array, train: bool) -> jax.Array:
     """(N, 96, 64) or (N, 128) -> (N, 128)."""
     if log_mel.ndim == 2:
+      if self.is_initializing():  # so that the model can hear later, whatever it was trained with
+        self.audio_backbone()(jnp.zeros((1, *PATCH)), train)
       return log_mel
     embeddings = self.audio_backbone()(log_mel, train)
     return jax.lax.stop_gradient(embeddings) if self.audio == "vggish" else embeddings

@@ -1,7 +1,8 @@
 """AVSBench in its official layouts: single source (S4), multiple sources (MS3), semantic (AVSS).
 
 Log-mel patches are computed from the sound files; the official `.pkl` files hold the same numbers
-as pickles, which are not read.
+as pickles, which are not read. With `embeddings`, a folder of tools/embed_audio.py, what a frozen
+audio backbone makes of the sounds is read instead.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _MOST_FRAMES = 10
 _SOURCES = {"v1s": 5, "v1m": 5, "v2": 10}
 
 
-def open_s4(root: str | Path | None, split: str) -> clips.ClipFiles:
+def open_s4(root: str | Path | None, split: str, embeddings: str | None = None) -> clips.ClipFiles:
   """Opens `train`, `val` or `test` of the single-source subset.
 
   In `train` only the first frame of a clip has a mask.
@@ -64,10 +65,10 @@ def open_s4(root: str | Path | None, split: str) -> clips.ClipFiles:
     )
 
   found = tuple(clip(row[0], row[2]) for row in rows if row[3] == split)
-  return _binary("s4", split, found, folder)
+  return _binary("s4", split, found, folder, embeddings)
 
 
-def open_ms3(root: str | Path | None, split: str) -> clips.ClipFiles:
+def open_ms3(root: str | Path | None, split: str, embeddings: str | None = None) -> clips.ClipFiles:
   """Opens `train`, `val` or `test` of the multi-source subset; every frame has a mask."""
   folder = _root(
     root, "ms3", split, probe="ms3_meta_data.csv", inner="Multi-sources", tree=MS3_TREE
@@ -87,10 +88,12 @@ def open_ms3(root: str | Path | None, split: str) -> clips.ClipFiles:
     )
 
   found = tuple(clip(row[0]) for row in rows if row[1] == split)
-  return _binary("ms3", split, found, folder)
+  return _binary("ms3", split, found, folder, embeddings)
 
 
-def open_avss(root: str | Path | None, split: str) -> clips.ClipFiles:
+def open_avss(
+  root: str | Path | None, split: str, embeddings: str | None = None
+) -> clips.ClipFiles:
   """Opens `train`, `val` or `test` of the semantic subset.
 
   Every clip has ten frames; those of five are continued with zeros that do not count in the loss.
@@ -132,10 +135,13 @@ def open_avss(root: str | Path | None, split: str) -> clips.ClipFiles:
     read_mask=partial(_read_semantic, palette=palette),
     padding="zeros",
     prediction_size=(240, 360),
+    embeddings=Path(embeddings) if embeddings else None,
   )
 
 
-def _binary(name: str, split: str, found: tuple[clips.Clip, ...], folder: Path) -> clips.ClipFiles:
+def _binary(
+  name: str, split: str, found: tuple[clips.Clip, ...], folder: Path, embeddings: str | None
+) -> clips.ClipFiles:
   base.require_some(found, name, split, folder)
   clips.require_sounds(found, name)
   return clips.ClipFiles(
@@ -147,6 +153,7 @@ def _binary(name: str, split: str, found: tuple[clips.Clip, ...], folder: Path) 
     num_frames=_FRAMES,
     read_mask=clips.read_binary_mask,
     padding="repeat",
+    embeddings=Path(embeddings) if embeddings else None,
   )
 
 

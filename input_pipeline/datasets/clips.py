@@ -16,6 +16,7 @@ from input_pipeline.datasets import base
 # Of binary masks, the only class, and a colour that few things have.
 SOUNDING = ("sounding",)
 SOUNDING_COLOUR = np.array([(255, 0, 150)], np.uint8)
+EMBEDDING = 128  # numbers that VGGish makes of a second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ClipFiles:
     padding: what a clip that is shorter than T is continued with: "repeat", its last frame and its
       last patch of sound, unsupervised; or "zeros".
     prediction_size: (rows, cols) of the official prediction pictures; None: as evaluated.
+    embeddings: a folder of tools/embed_audio.py, read in the place of the sounds; or None.
   """
 
   name: str
@@ -65,6 +67,7 @@ class ClipFiles:
   read_mask: Callable[[Path], np.ndarray]
   padding: str
   prediction_size: tuple[int, int] | None = None
+  embeddings: Path | None = None
 
   @property
   def num_classes(self) -> int:
@@ -78,7 +81,8 @@ class ClipFiles:
     """Reads a clip.
 
     Returns:
-      `frames` uint8 (T, H, W, 3); `log_mel` float32 (T, 96, 64); `masks` uint8 (T, H, W), class ids
+      `frames` uint8 (T, H, W, 3); `log_mel` float32 (T, 96, 64), or stored embeddings (T, 128) in
+      its place; `masks` uint8 (T, H, W), class ids
       and 0 where there is no mask; `frame_weight` float32 (T,), 1 where there is one;
       `valid_frames` float32 (T,), 0 for the zeros that continue a short clip; `name`.
 
@@ -101,15 +105,38 @@ class ClipFiles:
         masks[k], frame_weight[k] = mask, 1.0
     if self.padding == "repeat":
       frames[len(paths) :], valid_frames[:] = pictures[-1], 1.0
-    patches = audio.log_mel(*audio.read_waveform(clip.sound))
     return {
       "frames": frames,
-      "log_mel": audio.fit_patches(patches, self.num_frames, self.padding),
+      "log_mel": self.patches(index) if self.embeddings is None else self._embeddings(index),
       "masks": masks,
       "frame_weight": frame_weight,
       "valid_frames": valid_frames,
       "name": clip.name,
     }
+
+  def patches(self, index: int) -> np.ndarray:
+    """The log-mel patches of a clip's sound, float32 (T, 96, 64)."""
+    patches = audio.log_mel(*audio.read_waveform(self.clips[index].sound))
+    return audio.fit_patches(patches, self.num_frames, self.padding)
+
+  def embedding_path(self, index: int, folder: str | Path) -> Path:
+    """Where a folder of embeddings has those of a clip."""
+    return Path(folder) / self.split / f"{self.clips[index].folder}.npy"
+
+  def _embeddings(self, index: int) -> np.ndarray:
+    path = self.embedding_path(index, self.embeddings)
+    expected = (self.num_frames, EMBEDDING)
+    try:
+      found = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+      raise UserError(
+        f"{path} is missing; make it with tools/embed_audio.py --output={self.embeddings}."
+      ) from None
+    except (ValueError, OSError, EOFError) as error:
+      raise UserError(f"{path} cannot be read ({error}); delete it and make it anew.") from None
+    if found.shape != expected or found.dtype != np.float32:
+      raise UserError(f"{path} has {found.dtype} {found.shape}; expected float32 {expected}.")
+    return found
 
   def group(self, index: int) -> str:
     """What the results of a clip are also listed by, or ""."""
