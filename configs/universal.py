@@ -1,7 +1,7 @@
-"""The recipes of universal segmentation, which Mask2Former and PRO-SCALE share.
+"""The recipes of universal segmentation, which Mask2Former, PRO-SCALE and ECO-M2F share.
 
-A recipe is a complete experiment for a model; a file in `configs/mask2former` or `configs/proscale`
-names both. All follow Mask2Former's released configurations.
+A recipe is a complete experiment for a model; a file in `configs/mask2former`, `configs/proscale`
+or `configs/eco_m2f` names both. All follow Mask2Former's released configurations.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ def proscale(variant: str) -> ConfigDict:
   model = _with_backbone("proscale", backbone)
   model.proscale_layers = tuple(int(digit) for digit in layers)
   return model
+
+
+def eco_m2f(variant: str) -> ConfigDict:
+  """The model `eco_m2f_<backbone>`; `variant` is the backbone."""
+  return _with_backbone("eco_m2f", variant)
 
 
 def coco_panoptic(model: ConfigDict) -> ConfigDict:

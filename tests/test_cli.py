@@ -190,6 +190,12 @@ def test_a_misspelt_field_is_named():
   assert "batch_size" in fail("train.py", CONFIG, "--workdir=x", "--config.train.batchsize=4")
 
 
+def test_words_need_no_quotes():
+  config = "--config=configs/avesformer/synthetic.py"
+  said = fail("train.py", config, "--workdir=x", "--config.model.stage_types=attn,conv")
+  assert "stage_types is ('attn', 'conv')" in said
+
+
 def test_a_missing_configuration_is_named():
   assert "nowhere.py" in fail("train.py", "--config=configs/nowhere.py", "--workdir=x")
 

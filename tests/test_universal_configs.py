@@ -19,7 +19,7 @@ from input_pipeline.datasets import DATASETS
 
 CONFIGS = sorted(
   ".".join(path.with_suffix("").parts[-3:])
-  for family in ("mask2former", "proscale")
+  for family in ("mask2former", "proscale", "eco_m2f")
   for path in (Path(__file__).parents[1] / "configs" / family).glob("*.py")
   if path.stem != "__init__"
 )
@@ -33,7 +33,7 @@ class _Dataset:
 
 
 def _config(name, backbone="r50", layers="111"):
-  variant = backbone if ".mask2former." in name else f"{backbone},{layers}"
+  variant = f"{backbone},{layers}" if ".proscale." in name else backbone
   return importlib.import_module(name).get_config(variant)
 
 

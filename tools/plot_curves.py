@@ -1,4 +1,4 @@
-"""Draws the loss and mIoU curves of runs.
+"""Draws the curves of runs: the loss, and what their evaluations measured.
 
   python -m tools.plot_curves runs/a runs/b --output=curves.png
 
@@ -20,6 +20,9 @@ from effseg_jax.errors import UserError, friendly_exit, parse_flags
 # Distinguishable with the common colour-vision deficiencies (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _INK, _GRID = "#333333", "#E4E4E0"
+
+# Of universal, audio-visual and semantic segmentation, and of classification.
+SCORES = ("PQ", "AP", "M_J", "mIoU", "top1")
 
 Curve = tuple[list[int], list[float]]
 
@@ -71,7 +74,9 @@ def run_names(runs: Sequence[str | Path]) -> list[str]:
 
 
 def plot(runs: Sequence[str | Path], output: str | Path) -> Path:
-  """Draws the training loss on the left and the mIoU of the evaluations on the right.
+  """Draws the training loss on the left and the main number of the evaluations on the right.
+
+  That is the first of `SCORES` that any of the runs has.
 
   Args:
     runs: working directories.
@@ -99,10 +104,10 @@ def plot(runs: Sequence[str | Path], output: str | Path) -> Path:
   values = [value for c in losses if c for value in c[1]]
   wide = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
   _panel(left, "training loss", losses, names, scale="log" if wide else "linear")
-  scores = [c.get("eval/mIoU", c.get("eval/top1")) for c in curves]
+  score = next((name for name in SCORES if any(f"eval/{name}" in c for c in curves)), SCORES[0])
+  scores = [c.get(f"eval/{score}") for c in curves]
   percent = [None if c is None else (c[0], [100 * value for value in c[1]]) for c in scores]
-  dense = any("eval/mIoU" in c for c in curves)
-  _panel(right, "mIoU, %" if dense else "top-1, %", percent, names, marked=True)
+  _panel(right, f"{score}, %", percent, names, marked=True)
 
   path = Path(output)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """PRO-SCALE on the embedded scenes: panoptic segmentation with no data to fetch.
 
-A small model (ResNet-18, 64 features, 20 queries) from random weights.
+A small model (ResNet-18, 64 features, 30 queries) from random weights.
 Not measured in full here.
 
   python train.py --config=configs/proscale/synthetic.py --workdir=runs/synthetic_panoptic

@@ -41,8 +41,10 @@ class EcoPixelDecoder(nn.Module):
 
   Attributes:
     layers: of the encoder, the number of the last exit.
-    fixed_exit: all images leave after this many layers, whatever the gate says: to train and
-      measure the exits (steps A and B), and to count what they cost.
+    fixed_exit: all images leave after this many layers, whatever the gate says: to measure the
+      exits (step B), and to count what they cost.
+    exit_weights: how often training leaves by each exit, relative to the others (step A); empty:
+      all alike. The paper weighs the losses of its exits, by numbers that it does not print.
     features: C, of tokens, memories and mask features.
     heads: of the attention.
     points: sampled per token, head and level.
@@ -53,6 +55,7 @@ class EcoPixelDecoder(nn.Module):
 
   layers: int = 6
   fixed_exit: int | None = None
+  exit_weights: tuple[float, ...] = ()
   features: int = 256
   heads: int = 8
   points: int = 4
@@ -68,21 +71,26 @@ class EcoPixelDecoder(nn.Module):
 
     Args:
       features: "res2" to "res5", (B, H, W, c) at strides 4, 8, 16, 32.
-      train: nothing here depends on it.
+      train: whether one exit is drawn for all images (from the generator "dropout"), unless it is
+        fixed: every exit learns to be one, and the gate learns nothing.
 
     Returns:
       Mask features (B, H/4, W/4, C), and the memories (B, h, w, C) at strides 32, 16, 8. The
-      collection "intermediates" holds, if mutable, `gate_logits` float32 (B, layers - 1) and
-      `exits` int32 (B,).
+      collection "intermediates" holds, if mutable, `gate_inputs` float32 (B, C), `gate_logits`
+      float32 (B, layers - 1) and `exits` int32 (B,).
 
     Raises:
-      UserError: if `fixed_exit` is no exit.
+      UserError: if `fixed_exit` is no exit, or `exit_weights` has not one number for each.
     """
-    del train
     exits = range(FIRST_EXIT, self.layers + 1)
     if self.fixed_exit is not None and self.fixed_exit not in exits:
       raise UserError(
         f"fixed_exit is {self.fixed_exit}; expected {exits.start} to {exits.stop - 1}, or None."
+      )
+    if self.exit_weights and len(self.exit_weights) != len(exits):
+      raise UserError(
+        f"exit_weights has {len(self.exit_weights)} numbers; expected one for each of the"
+        f" {len(exits)} exits."
       )
     maps, positions = LevelInputs(self.features, self.dtype, name="inputs")(features)
     sizes = tuple(x.shape[1:3] for x in maps)
@@ -93,6 +101,12 @@ class EcoPixelDecoder(nn.Module):
     coarsest = jnp.mean(flatten_map(maps[0]).astype(jnp.float32), axis=1)
     gate_logits = nn.Dense(len(exits), name="gate")(coarsest)
     chosen = FIRST_EXIT + jnp.argmax(gate_logits, axis=-1)
+    if train and self.fixed_exit is None and not self.is_initializing():
+      odds = jnp.asarray(self.exit_weights or (1.0,) * len(exits))
+      odds = odds / jnp.sum(odds)
+      drawn = jax.random.choice(self.make_rng("dropout"), len(exits), p=odds)
+      chosen = jnp.full_like(chosen, FIRST_EXIT + drawn)
+    self.sow("intermediates", "gate_inputs", coarsest)
     self.sow("intermediates", "gate_logits", gate_logits)
     self.sow("intermediates", "exits", chosen)
 

@@ -374,6 +374,7 @@ _PIXEL_DECODER_FIELDS = {
   "eco_m2f": {
     "encoder_layers": ("pixel_decoder.layers",),
     "fixed_exit": ("pixel_decoder.fixed_exit",),
+    "exit_weights": ("pixel_decoder.exit_weights",),
   },
 }
 
@@ -388,8 +389,8 @@ def create(name: str, **fields: Any) -> Mask2Former:
       `depth`, `norm` of a ResNet; `backbone_features`, `backbone_depths`, `backbone_heads`,
       `window`, `drop_path` of a Swin Transformer; `encoder_layers` of Mask2Former and ECO-M2F;
       `proscale_layers`, `trc_gate`, `trc_layout`, `trc_temperature`, `residual`,
-      `light_pixel_embedding` of PRO-SCALE; `fixed_exit` of ECO-M2F. Their meaning is that of the
-      part's own field.
+      `light_pixel_embedding` of PRO-SCALE; `fixed_exit`, `exit_weights` of ECO-M2F. Their
+      meaning is that of the part's own field.
 
   Raises:
     UserError: for a field that this variant does not have.

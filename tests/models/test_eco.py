@@ -141,6 +141,43 @@ def test_gradients_reach_the_layers_before_a_fixed_exit(two):
   assert reached == {"inputs", "layer_0", "layer_1", "output"}
 
 
+@pytest.mark.parametrize(("weights", "depth"), [((1.0, 0.0), 2), ((0.0, 1.0), 3)])
+def test_training_draws_an_exit(two, weights, depth):
+  features, variables = two
+  own = {"dropout": jax.random.key(0)}
+
+  @jax.jit
+  def run(variables):
+    decoder = EcoPixelDecoder(**SMALL, exit_weights=weights)
+    with target_platform("gpu"):
+      return decoder.apply(variables, features, train=True, mutable=["intermediates"], rngs=own)
+
+  outputs, state = run(variables)
+  assert_same(outputs, compiled(EcoPixelDecoder(**SMALL, fixed_exit=depth))(variables, features)[0])
+  assert state["intermediates"]["exits"][0].tolist() == [depth, depth]
+
+
+def test_exits_are_drawn_as_often_as_they_weigh(two):
+  features, variables = two
+  decoder = EcoPixelDecoder(**SMALL, exit_weights=(1.0, 3.0))
+
+  def drawn(key):
+    with target_platform("gpu"):
+      state = decoder.apply(
+        variables, features, train=True, mutable=["intermediates"], rngs={"dropout": key}
+      )[1]
+    return state["intermediates"]["exits"][0][0]
+
+  found = jax.jit(jax.vmap(drawn))(jax.random.split(jax.random.key(0), 200))
+  assert 0.65 < float(jnp.mean(found == 3)) < 0.85  # 0.75, and three standard deviations
+
+
+def test_exit_weights_must_fit(two):
+  features, variables = two
+  with pytest.raises(UserError, match="exit_weights has 3 numbers; expected one for each of the 2"):
+    EcoPixelDecoder(**SMALL, exit_weights=(1.0, 1.0, 1.0)).apply(variables, features, train=False)
+
+
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_fixed_exit_must_exist(two, number):
   features, variables = two
