@@ -50,7 +50,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
       rest = flags.FLAGS(argv)
       if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-        _split_words(flags.FLAGS.config, argv)  # a file that failed to load says so only now
+        flags.FLAGS.config.is_locked  # noqa: B018 (a file that failed to load says so only now)
+        _split_words(flags.FLAGS.config, argv)
       return rest
     except (flags.Error, AttributeError, KeyError, OSError) as error:
       cause: BaseException = error
