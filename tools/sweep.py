@@ -110,7 +110,9 @@ def make_trials(sweep: Sweep, workdir: Path, common: Mapping[str, str]) -> list[
   width = len(str(len(sweep.trials) - 1))
   trials = []
   for number, changes in enumerate(sweep.trials):
-    words = [f"{field.rpartition('.')[2]}={_text(changes[field])}" for field in varied]
+    words = [
+      f"{field.rpartition('.')[2]}={_text(changes[field])}" for field in varied if field in changes
+    ]
     name = "_".join([f"{number:0{width}d}", *(word.replace(" ", "") for word in words)])
     overrides = {**{field: _text(value) for field, value in changes.items()}, **common}
     config = load_config(sweep.config, None)
@@ -227,7 +229,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines.append(
       [
         str(rank),
-        *(_text(row["changes"][field]) for field in fields),
+        *("-" if row["changes"][f] is None else _text(row["changes"][f]) for f in fields),
         *(_percent(row["best"]), str(row["best_step"]), _percent(row["last"]), row["state"]),
       ]
     )

@@ -73,6 +73,19 @@ def test_a_trial_is_a_command(tmp_path):
   ]
 
 
+def test_trials_need_not_change_the_same_fields(tmp_path, trainer):
+  rates = sweeps.product({"optimizer.learning_rate": (0.1, 0.3)})
+  more = [{"optimizer.learning_rate": 0.2, "train.batch_size": 16}]
+  plan = sweeps.Sweep("configs/afformer/synthetic.py:tiny", rates + more)
+  trials = sweep.make_trials(plan, tmp_path, {"train.num_steps": "8"})
+  assert trials[0].name == "0_learning_rate=0.1"
+  assert trials[2].name == "2_learning_rate=0.2_batch_size=16"
+  assert sweep.run(trials) == {}
+  lines = sweep.table(sweep.results(trials, {})).splitlines()
+  assert lines[0].split()[:2] == ["learning_rate", "batch_size"]
+  assert lines[1].split()[:3] == ["1", "0.3", "-"] and lines[2].split()[:3] == ["2", "0.2", "16"]
+
+
 def test_a_failure_stops_no_other_and_finished_trials_are_left_alone(tmp_path, trainer, capsys):
   workdir = tmp_path / "sweep"
   trials = _trials(workdir)
