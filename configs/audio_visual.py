@@ -18,6 +18,7 @@ def model(variant: str) -> ConfigDict:
   """`avesformer_<variant>`, with the fields that ablations change."""
   config = ConfigDict({"name": f"avesformer_{variant}", "dtype": "float32", "remat": False})
   config.queries = "prompts"  # or "audio": the sound's token alone, no prompt query generator
+  config.prompt_mode = "concat"  # the sound is a token beside the prompts; or "add" it to each
   config.stage_types = ("conv", "conv", "attn", "attn")  # attn everywhere: no early focus
   config.blind_to = "nothing"  # or "sound", "picture"
   if variant == "lite":

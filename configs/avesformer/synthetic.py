@@ -28,6 +28,9 @@ def get_config(variant: str = "lite") -> ConfigDict:
   config.model = audio_visual.model(variant)
   if variant == "lite":  # four kinds of objects on small frames need even less
     config.model.backbone = "small"
+    # Strides 4 to 32 leave 16x16, 8x8, 4x4 and 2x2 positions: where two stages do not hear, the two
+    # that do are too coarse to tell one object from the other.
+    config.model.stage_types = ("conv", "attn", "attn", "attn")
     config.model.depths = (1, 1, 1, 1)
     config.model.widths = (32, 64, 64, 64)
     config.model.width = 64
