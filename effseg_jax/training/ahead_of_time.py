@@ -8,6 +8,7 @@ import math
 import re
 import resource
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from effseg_jax.training.topologies import Topology
 
 # A copy on every device of an array that is larger than this deserves a remark.
 _LARGE = 64 * 2**20
+_MOST_WARNINGS = 10  # of kinds of exchanges
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -227,15 +229,19 @@ def warnings(step: TracedStep, compiled: CompiledStep, topology: Topology) -> li
       found.append(f"replicated: every device holds all {nbytes / 2**20:.0f} MiB of {name}")
   largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.state.params))
   cut = mesh.shape["fsdp"] * mesh.shape["model"] > 1
+  unexpected: Counter[str] = Counter()
   for entry in compiled.exchanged or ():
     if entry.kind in ("all-reduce", "reduce-scatter") or not entry.axes:
       continue
     if cut and "data" not in entry.axes and entry.nbytes <= largest:
       continue  # parameters are gathered where they are used
-    found.append(
-      f"unexpected {entry.kind} of {entry.nbytes / 2**20:.2f} MiB over {'+'.join(entry.axes)}:"
-      f" {entry.source}"
-    )
+    unexpected[
+      f"{entry.kind} of {entry.nbytes / 2**20:.2f} MiB over {'+'.join(entry.axes)}: {entry.source}"
+    ] += 1
+  for text, times in unexpected.most_common(_MOST_WARNINGS):
+    found.append(f"unexpected {text}" + (f" ({times} times)" if times > 1 else ""))
+  if len(unexpected) > _MOST_WARNINGS:
+    found.append(f"unexpected: {len(unexpected) - _MOST_WARNINGS} more kinds of exchanges")
   return found
 
 
