@@ -107,7 +107,7 @@ def _beside_its_segments(example: dict[str, Any], dataset: Any) -> Image.Image:
   labels = example["labels"][example["labels"] >= 0]
   top = np.full(layers.shape[1:], -1, np.int16)
   for layer in layers:
-    top = np.where(top < 0, np.where(layer < len(labels), layer, -1), top)
+    top = np.where(top < 0, np.where(layer < len(labels), layer.astype(np.int16), -1), top)
   colours = segments.segment_colours(labels.tolist(), dataset.thing_mask, dataset.palette)
   tinted = segments.paint_segments(image, top, colours)
   names = segments.write_names(tinted, top, [dataset.classes[label] for label in labels])
