@@ -7,7 +7,7 @@ and evaluated at 1.5 times: logits have stride 8, and poles are few pixels wide.
 
 Published, other models from scratch, trained on `train` only: ESPNet 55.6, FC-DenseNet103 66.9 test
 mIoU. Measured here, two CPU cores, 110 minutes in two phases: 63.4 val mIoU (docs/results.md has
-the second command).
+the other commands).
 
   python train.py --config=configs/afformer/camvid.py:tiny --workdir=runs/camvid \
     --config.data.root=data/camvid

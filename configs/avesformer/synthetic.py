@@ -4,7 +4,8 @@ Two objects move, one of them (or both, or none) sounds, and nothing in the pict
 With `--config.model.blind_to=sound` the same model trains without hearing: what is between the two
 results is what hearing is worth.
 
-Measured here (2 CPU cores): see docs/results.md.
+Measured here, seed 0, about two minutes on two CPU cores: 93.1 M_J with sound, 51.8 without
+(docs/results.md has the ablations).
 
   python train.py --config=configs/avesformer/synthetic.py --workdir=runs/hearing
   python train.py --config=configs/avesformer/synthetic.py --workdir=runs/blind \
