@@ -5,7 +5,7 @@
 
 Step B: every training image is segmented once through every exit; its panoptic quality after each,
 and what the gate sees of it, go into `eco.exits.npz` beside the output. An interrupted call goes
-on, and a call with another `--beta` reads the file and measures nothing.
+on, and a call with another `--beta` and the same `--output` reads the file and measures nothing.
 
 Step C: the gate, a linear layer, learns by cross-entropy to choose the exit of the largest
 quality - beta * layers. Nothing else of the model changes, so it sees stored features: seconds, not
