@@ -26,6 +26,7 @@ from effseg_jax.models.layers import (
   DepthwiseConv,
   DepthwiseKernel,
   DropPath,
+  GroupNorm,
   conv_init,
 )
 from effseg_jax.ops import backend, fourier
@@ -441,7 +442,7 @@ class Head(nn.Module):
     if self.is_initializing():
       self.variable("unused", "align", self._align)
     x = Conv(256, dtype=self.dtype, name="squeeze")(x)
-    x = nn.GroupNorm(32, epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="norm")(x)
+    x = GroupNorm(self.dtype, name="norm")(x)
     x = nn.relu(x)
     x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
     return classifier(self.num_classes, self.dtype)(x).astype(jnp.float32)

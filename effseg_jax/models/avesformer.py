@@ -23,13 +23,8 @@ from effseg_jax.models.backbones.pvt import PVT_V2, PVTv2
 from effseg_jax.models.backbones.resnet import ResNet
 from effseg_jax.models.backbones.small import SmallVisualEncoder
 from effseg_jax.models.backbones.vggish import EMBEDDING, PATCH, SmallAudioEncoder, VGGish
-from effseg_jax.models.elf_decoder import (
-  GROUPS,
-  ELFDecoder,
-  MaskHead,
-  PromptQueryGenerator,
-  xavier_init,
-)
+from effseg_jax.models.elf_decoder import ELFDecoder, MaskHead, PromptQueryGenerator, xavier_init
+from effseg_jax.models.layers import GROUPS
 
 Dtype = Any
 

@@ -37,8 +37,7 @@ from effseg_jax.models.afformer import FrequencyFilters, Stage
 from effseg_jax.models.avesformer import AVESFormer
 from effseg_jax.models.backbones.resnet import FrozenBatchNorm
 from effseg_jax.models.backbones.vggish import PATCH, VGGish
-from effseg_jax.models.elf_decoder import GroupNorm
-from effseg_jax.models.layers import BatchNorm
+from effseg_jax.models.layers import BatchNorm, GroupNorm
 from effseg_jax.models.mask2former import STRIDE, Attention, Mask2Former, MaskedAttentionDecoder
 from effseg_jax.models.pixel_decoder import DeformableAttention, MaskFeatures
 from effseg_jax.models.proscale import TokenRecalibration
@@ -176,7 +175,7 @@ def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
   """What the published convention adds for a call of a module, its submodules' calls aside."""
   if isinstance(module, (BatchNorm, FrozenBatchNorm)):
     return _BATCH_NORM * args[0].size
-  if isinstance(module, (nn.LayerNorm, nn.GroupNorm, GroupNorm)):
+  if isinstance(module, (nn.LayerNorm, GroupNorm)):
     return _NORM * args[0].size
   if isinstance(module, FrequencyFilters):  # the low-pass filter pools all values and resizes back
     return (_POOL + _RESIZE) * args[0].size

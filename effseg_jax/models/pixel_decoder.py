@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effseg_jax.models.layers import Conv
+from effseg_jax.models.layers import Conv, GroupNorm
 from effseg_jax.ops.deformable import deformable_attention
 from effseg_jax.ops.pool import max_pool
 from effseg_jax.ops.position import sine_position
@@ -199,11 +199,6 @@ def split_levels(tokens: jax.Array, sizes: Sizes) -> tuple[jax.Array, ...]:
   )
 
 
-def group_norm(name: str, dtype: Dtype) -> nn.GroupNorm:
-  """The group normalisation of all maps here."""
-  return nn.GroupNorm(32, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
-
-
 class Projection(nn.Module):
   """1x1 convolution of a backbone's feature, and group normalisation.
 
@@ -229,7 +224,7 @@ class Projection(nn.Module):
       dtype=self.dtype,
       name="conv",
     )
-    return group_norm("norm", self.dtype)(conv(x))
+    return GroupNorm(self.dtype, name="norm")(conv(x))
 
 
 class LevelInputs(nn.Module):
@@ -279,7 +274,7 @@ class MaskFeatures(nn.Module):
       x = max_pool(x)
     else:
       x = Conv(self.features, 3, kernel_init=fan_in_init, dtype=self.dtype, name="conv")(x)
-    x = nn.relu(group_norm("norm", self.dtype)(x))
+    x = nn.relu(GroupNorm(self.dtype, name="norm")(x))
     return Conv(
       self.features, use_bias=True, kernel_init=fan_in_init, dtype=self.dtype, name="project"
     )(x)

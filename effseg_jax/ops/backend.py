@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
-_BATCH_IS_CUT: contextvars.ContextVar[bool] = contextvars.ContextVar("batch_is_cut", default=False)
+_BATCH: contextvars.ContextVar[NamedSharding | None] = contextvars.ContextVar("batch", default=None)
 _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
@@ -23,17 +25,37 @@ def platform() -> str:
 
 def batch_is_cut() -> bool:
   """Whether the function being traced is going to have a batch that several devices share."""
-  return _BATCH_IS_CUT.get()
+  return _BATCH.get() is not None
+
+
+def on_each_device(function: Callable[..., Any], axis: int) -> Callable[..., Any]:
+  """Lets every device run a function on its part of the batch, by itself.
+
+  A loop that ends when the last example is done would otherwise ask all devices in every turn.
+
+  Args:
+    function: of arrays, to arrays, each with the batch along `axis`.
+    axis: the same for all.
+  """
+  batch = _BATCH.get()
+  if batch is None:
+    return function
+  spec = PartitionSpec(*[None] * axis, batch.spec[0])
+  return jax.shard_map(function, mesh=batch.mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 @contextlib.contextmanager
-def several_devices() -> Iterator[None]:
-  """Traces for devices that share a batch: without what cannot be cut along it."""
-  token = _BATCH_IS_CUT.set(True)
+def several_devices(batch: NamedSharding) -> Iterator[None]:
+  """Traces for devices that share a batch: without what cannot be cut along it.
+
+  Args:
+    batch: how it is cut, along its leading axis.
+  """
+  token = _BATCH.set(batch)
   try:
     yield
   finally:
-    _BATCH_IS_CUT.reset(token)
+    _BATCH.reset(token)
 
 
 @contextlib.contextmanager

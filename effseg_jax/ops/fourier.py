@@ -52,7 +52,7 @@ def depthwise_conv_fft(x: jax.Array, kernel: jax.Array) -> jax.Array:
     (B, H, W, C) of x's dtype.
   """
   size = _padded_size(x, kernel.shape)
-  spectrum = _rfft2(x, size) * kernel_spectrum(kernel, size)
+  spectrum = _times(_rfft2(x, size), kernel_spectrum(kernel, size))
   return _irfft2(spectrum, size)[:, : x.shape[1], : x.shape[2]].astype(x.dtype)
 
 
@@ -90,7 +90,8 @@ def depthwise_conv_circular(x: jax.Array, kernel: jax.Array) -> jax.Array:
     (B, H, W, C) of x's dtype.
   """
   size = x.shape[1], x.shape[2]
-  return _irfft2(_rfft2(x, size) * kernel_spectrum(kernel, size), size).astype(x.dtype)
+  spectrum = _times(_rfft2(x, size), kernel_spectrum(kernel, size))
+  return _irfft2(spectrum, size).astype(x.dtype)
 
 
 def kernel_spectrum(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -174,7 +175,7 @@ def learned_filter(x: jax.Array, real: jax.Array, imaginary: jax.Array) -> jax.A
   factors = jax.lax.complex(
     *(jnp.einsum("ur,vs,rsc->uvc", rows, cols, part) for part in (real, imaginary))
   )
-  return _irfft2(_rfft2(x, size) * factors[None], size).astype(x.dtype)
+  return _irfft2(_times(_rfft2(x, size), factors[None]), size).astype(x.dtype)
 
 
 def frequency_similarity_kernel(
@@ -205,6 +206,18 @@ def frequency_similarity_kernel(
     columns[-1] = 1.0
   weighted = jnp.conj(spectrum(weights)) * columns[:, None]
   return jnp.einsum("bnuvd,bnuve->bnde", weighted, spectrum(values)).real
+
+
+def _times(spectrum: jax.Array, factors: jax.Array) -> jax.Array:
+  """The product of complex (B, rows, cols, C) and (1, rows, cols, C).
+
+  In real numbers, so that the gradient of the factors is a real sum over the batch: for a complex
+  one XLA's TPU compiler brings the batch of all devices to each of them.
+  """
+  return jax.lax.complex(
+    spectrum.real * factors.real - spectrum.imag * factors.imag,
+    spectrum.real * factors.imag + spectrum.imag * factors.real,
+  )
 
 
 def _padded_size(x: jax.Array, kernel_shape: Sequence[int]) -> tuple[int, int]:

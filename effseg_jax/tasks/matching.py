@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from optax.assignment import hungarian_algorithm
 
+from effseg_jax.ops import backend
+
 # What a target without a query costs: more than any query does, little enough for float32.
 _UNMATCHED = 1e4
 
@@ -53,17 +55,14 @@ def assign(costs: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The assignment of targets to different queries whose total cost is least.
 
   Args:
-    costs: float32 (..., Q, N).
-    valid: bool (..., N), false for padding.
+    costs: float32 (L, B, Q, N), of L predictions.
+    valid: bool (L, B, N), false for padding.
 
   Returns:
-    The query of each target, int32 (..., N), and whether it has one, bool (..., N): not padding,
+    The query of each target, int32 (L, B, N), and whether it has one, bool (L, B, N): not padding,
     and not one too many where there are more targets than queries. Without a query it is 0.
   """
-  function = _assign_one
-  for _ in range(costs.ndim - 2):
-    function = jax.vmap(function)
-  return function(costs, valid)
+  return backend.on_each_device(jax.vmap(jax.vmap(_assign_one)), axis=1)(costs, valid)
 
 
 def _assign_one(costs: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:

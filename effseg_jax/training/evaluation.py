@@ -65,7 +65,7 @@ def _jit(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   def evaluation_step(variables: Variables, batch: Mapping[str, jax.Array]) -> Any:
     if mesh.size == 1:
       return step(variables, batch)
-    with backend.several_devices():
+    with backend.several_devices(cut):
       return step(variables, batch)
 
   return jax.jit(evaluation_step, in_shardings=(None, cut), out_shardings=(everywhere, cut))

@@ -126,7 +126,7 @@ def compile_train_step(step: TrainStep, state: TrainState, mesh: Mesh) -> TrainS
     if mesh.size == 1:
       return step(state, batch)
     gather = functools.partial(sharding.gather_parameters, shardings=shardings.params)
-    with backend.several_devices():
+    with backend.several_devices(sharding.batch_sharding(mesh)):
       return step(state, batch, gather)
 
   return jax.jit(

@@ -15,7 +15,7 @@ from effseg_jax import UserError, create_model
 from effseg_jax.models import elf_decoder
 from effseg_jax.models.avesformer import embed
 from effseg_jax.models.backbones import vggish
-from effseg_jax.models.elf_decoder import Attention, ELFDecoder, GroupNorm, PromptQueryGenerator
+from effseg_jax.models.elf_decoder import Attention, ELFDecoder, PromptQueryGenerator
 from effseg_jax.ops.log_mel import log_mel as device_log_mel
 from effseg_jax.weights.loading import variable_shapes
 from input_pipeline.audio import log_mel
@@ -302,24 +302,6 @@ def test_attention_is_its_formula_and_parts_are_the_whole(monkeypatch):
 
   whole, parts = both(query, key, value)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
-
-
-def test_group_norm():
-  x, cotangent = 3 * normal(0, 2, 5, 3, 64) + 1, normal(1, 2, 5, 3, 64)
-  params = {"scale": normal(2, 64), "bias": normal(3, 64)}
-
-  @jax.jit
-  def both(params, x):
-    results = []
-    for module in (GroupNorm(), nn.GroupNorm(32, epsilon=1e-5, use_fast_variance=False)):
-      value, pull = jax.vjp(lambda p, x, m=module: m.apply({"params": p}, x), params, x)
-      results.append((value, pull(cotangent)))
-    return results
-
-  found, expected = both(params, x)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
-  narrow = GroupNorm(jnp.bfloat16).apply({"params": params}, x.astype(jnp.bfloat16))
-  assert narrow.dtype == jnp.bfloat16
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from effseg_jax.models.layers import (
   ConvNorm,
   DepthwiseConv,
   DropPath,
+  GroupNorm,
   conv_init,
   depthwise_init,
 )
@@ -261,3 +262,21 @@ def test_dropping_keeps_bfloat16():
   x = jnp.ones((4, 3), jnp.bfloat16)
   drop = nn.apply(lambda module, x: module(x, train=True), DropPath(0.5))
   assert drop({}, x, rngs={"drop_path": jax.random.key(0)}).dtype == jnp.bfloat16
+
+
+def test_group_norm():
+  x, cotangent = 3 * normal(0, 2, 5, 3, 64) + 1, normal(1, 2, 5, 3, 64)
+  params = {"scale": normal(2, 64), "bias": normal(3, 64)}
+
+  @jax.jit
+  def both(params, x):
+    results = []
+    for module in (GroupNorm(), nn.GroupNorm(32, epsilon=1e-5, use_fast_variance=False)):
+      value, pull = jax.vjp(lambda p, x, m=module: m.apply({"params": p}, x), params, x)
+      results.append((value, pull(cotangent)))
+    return results
+
+  found, expected = both(params, x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+  narrow = GroupNorm(jnp.bfloat16).apply({"params": params}, x.astype(jnp.bfloat16))
+  assert narrow.dtype == jnp.bfloat16

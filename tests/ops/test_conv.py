@@ -11,6 +11,7 @@ import pytest
 
 from effseg_jax.ops import backend, conv
 from effseg_jax.ops.backend import target_platform
+from effseg_jax.training import sharding
 
 # Rows and columns, kernel, stride: odd and prime grids, single rows, kernels larger than the grid.
 CASES = [
@@ -184,7 +185,8 @@ def test_the_formulation_depends_on_purpose_and_platform():
 
 
 def test_devices_that_share_a_batch_exchange_no_spectra():
-  with backend.several_devices():
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1})
+  with backend.several_devices(sharding.batch_sharding(mesh)):
     assert conv.preferred_formulation("kernel_gradient", 3) == "spatial"
     assert backend.batch_is_cut()
   assert not backend.batch_is_cut()

@@ -1,6 +1,6 @@
 """The losses against the official criterion, and training's edge cases."""
 
-import re
+import functools
 from pathlib import Path
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from effseg_jax.ops import backend
 from effseg_jax.ops.point_sample import NO_SEGMENT
 from effseg_jax.tasks.mask_losses import uncertain_points
 from effseg_jax.tasks.universal import UniversalTask
@@ -259,17 +260,18 @@ def test_a_sharded_batch_gives_the_same_loss_and_stays_where_it_is():
   batch, outputs = _batch(rng, [[3, 5, 3, 18], [0], [], [7, 7]]), _outputs(rng, 4)
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1})
   cut, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  step = jax.jit(
-    loss_and_gradient.__wrapped__,
-    in_shardings=(cut, cut, everywhere),
-    out_shardings=(everywhere, cut),
-  )
+
+  @functools.partial(jax.jit, in_shardings=(cut, cut, everywhere), out_shardings=(everywhere, cut))
+  def step(*args):
+    with backend.several_devices(cut):
+      return loss_and_gradient.__wrapped__(*args)
+
   key = jax.random.key(0)
   program = step.lower(outputs, batch, key).compile()
   text = program.as_text()
-  # What moves between devices is sums, and the assignment's few integers.
-  assert set(re.findall(r"= (\w+)\[[\d,]*\]\S* all-gather", text)) <= {"s32"}
-  assert "all-to-all" not in text and "collective-permute" not in text
+  # What moves between devices is sums.
+  for kind in ("all-gather", "all-to-all", "collective-permute"):
+    assert kind not in text
   (loss, _), gradient = program(jax.device_put(outputs, cut), jax.device_put(batch, cut), key)
   (expected, _), expected_gradient = loss_and_gradient(outputs, batch, key)
   np.testing.assert_allclose(loss, expected, rtol=1e-6)

@@ -11,6 +11,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from configs.avesformer import synthetic as audio_visual
+from configs.proscale import synthetic as universal
 from effseg_jax import create_model
 from effseg_jax.errors import UserError
 from effseg_jax.models import flops
@@ -19,6 +21,7 @@ from effseg_jax.training.collectives import read_collectives, totals
 from effseg_jax.training.program import read_program
 from input_pipeline.datasets.stand_in import stand_in
 from tests import small_config
+from tests.universal_models import SMALL as SMALL_UNIVERSAL
 
 SMALL = {"widths": (8, 16, 32, 32), "depths": (0, 1, 1, 1), "num_classes": 8}
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -120,8 +123,30 @@ def test_traffic_counts_loops_and_what_is_read_of_an_array():
   assert 2 * 50 * 4000 <= moved <= 8 * 50 * 4000
 
 
-def _compiled(axes, devices):
+def _spectral():
   config = small_config.get_config()
+  config.model.name = "afformer_tiny_fft"
+  return config
+
+
+def _universal():
+  config = universal.get_config("r50,111")
+  config.model.update({**SMALL_UNIVERSAL, "decoder_layers": 1, "proscale_layers": (1, 0, 1)})
+  del config.model.num_classes
+  config.task.num_points = 64
+  config.train.batch_size = 4
+  config.data.options.size = config.data.augment.crop = (64, 64)
+  return config
+
+
+def _audio_visual():
+  config = audio_visual.get_config()
+  config.model.update({"widths": (32, 32, 32, 32), "width": 32, "hidden": 32})
+  config.train.batch_size = 4
+  return config
+
+
+def _compiled(config, axes, devices):
   config.mesh.update(dict(zip(sharding.AXES, axes, strict=True)))
   data = config.data
   dataset = stand_in(data.name, config.task.name, data.options.to_dict())
@@ -139,10 +164,11 @@ def _compiled(axes, devices):
 def data_parallel(request):
   """For the devices that are always here, and for TPUs where their compiler is installed."""
   if request.param == "virtual devices":
-    return _compiled((4, 1, 1), jax.devices())
+    return _compiled(small_config.get_config(), (4, 1, 1), jax.devices())
   if not HAS_LIBTPU:
     pytest.skip("needs libtpu")
-  return _compiled((4, 1, 1), topologies.find_topology(request.param).devices)
+  devices = topologies.find_topology(request.param).devices
+  return _compiled(small_config.get_config(), (4, 1, 1), devices)
 
 
 def _nbytes(tree):
@@ -166,6 +192,22 @@ def test_only_gradients_statistics_and_sums_cross_devices(data_parallel):
   assert largest <= max(leaf.size * 4 for leaf in jax.tree.leaves(step.state.params))
 
 
+@pytest.mark.parametrize("platform", ["virtual devices", "v5e:2x2"])
+@pytest.mark.parametrize("experiment", [_spectral, _universal, _audio_visual])
+def test_no_model_exchanges_activations_or_waits_in_loops(experiment, platform):
+  if platform == "virtual devices":
+    devices = jax.devices()
+  elif HAS_LIBTPU:
+    devices = topologies.find_topology(platform).devices
+  else:
+    pytest.skip("needs libtpu")
+  step, compiled = _compiled(experiment(), (4, 1, 1), devices)
+  assert {entry.kind for entry in compiled.exchanged} == {"all-reduce"}
+  assert all(entry.times == 1 for entry in compiled.exchanged)
+  gradients = _nbytes(step.state.params)
+  assert gradients <= sum(entry.nbytes for entry in compiled.exchanged) <= 1.1 * gradients
+
+
 def test_the_account_of_a_step(data_parallel):
   step, compiled = data_parallel
   assert compiled.error == ""
@@ -181,7 +223,7 @@ def test_the_account_of_a_step(data_parallel):
 
 
 def test_parameters_that_are_cut_are_gathered_and_nothing_else_is():
-  step, compiled = _compiled((1, 4, 1), jax.devices())
+  step, compiled = _compiled(small_config.get_config(), (1, 4, 1), jax.devices())
   assert ahead_of_time.bytes_per_device(step.state.params) < 0.6 * _nbytes(step.state.params)
   largest = max(leaf.size * 4 for leaf in jax.tree.leaves(step.state.params))
   gathers = [entry for entry in compiled.exchanged if entry.kind == "all-gather"]
