@@ -14,13 +14,10 @@ keeps it, for sounds that nobody has embedded.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -54,7 +51,7 @@ def embed_splits(config: ConfigDict, weights: str, output: str | Path, splits: l
   from tqdm import tqdm
 
   from effseg_jax.models.avesformer import embed
-  from effseg_jax.training import experiment
+  from effseg_jax.training import experiment, trees
   from input_pipeline.datasets.clips import ClipFiles
 
   opened = [experiment.open_dataset(config, split) for split in splits]
@@ -72,7 +69,7 @@ def embed_splits(config: ConfigDict, weights: str, output: str | Path, splits: l
   if "audio" not in params:
     raise UserError(f"--weights={weights} holds no VGGish.")
   own = {"params": {"audio": params["audio"]}}
-  _check_folder(Path(output), {"vggish_sha256": _fingerprint(own["params"]["audio"])})
+  _check_folder(Path(output), {"vggish_sha256": trees.fingerprint(own["params"]["audio"])})
 
   run = jax.jit(lambda variables, patches: embed(model, variables, patches))
   own, made = jax.device_put(own), 0
@@ -88,18 +85,6 @@ def embed_splits(config: ConfigDict, weights: str, output: str | Path, splits: l
       os.replace(new, path)
       made += 1
   return made
-
-
-def _fingerprint(params: Mapping[str, Any]) -> str:
-  """Of all weights, whatever file they came from."""
-  import jax
-  import numpy as np
-
-  found = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    found.update(jax.tree_util.keystr(path).encode())
-    found.update(np.ascontiguousarray(leaf, np.float32).tobytes())
-  return found.hexdigest()
 
 
 def _check_folder(output: Path, facts: dict[str, str]) -> None:

@@ -40,7 +40,7 @@ from effseg_jax.metrics.panoptic import PanopticQuality
 from effseg_jax.models.eco import FIRST_EXIT, EcoPixelDecoder, best_exits, gate_loss
 from effseg_jax.tasks.mask_inference import panoptic_result, segment_on_host
 from effseg_jax.tasks.universal import UniversalTask
-from effseg_jax.training import experiment
+from effseg_jax.training import experiment, trees
 from effseg_jax.training.checkpoint import load_for_inference
 from effseg_jax.weights.bundle import Bundle, save_bundle
 from input_pipeline import tasks
@@ -56,11 +56,13 @@ class Exits:
     index: int32 (N,), of the image in its split.
     inputs: float32 (N, C), what the gate sees.
     quality: float32 (N, K), panoptic quality of the image after each exit, 0 to 1.
+    weights: fingerprint of the model's.
   """
 
   index: np.ndarray
   inputs: np.ndarray
   quality: np.ndarray
+  weights: str
 
   def save(self, path: Path) -> None:
     """Writes the file whole or not at all."""
@@ -70,24 +72,23 @@ class Exits:
     os.replace(new, path)
 
 
-def read_exits(path: Path, channels: int, exits: int) -> Exits:
-  """Reads what was measured, or begins.
+def read_exits(path: Path, weights: str) -> Exits | None:
+  """Reads what was measured, if anything was.
 
   Raises:
     UserError: if the file cannot be read or is of another model.
   """
   if not path.is_file():
-    empty = np.zeros((0, channels), np.float32), np.zeros((0, exits), np.float32)
-    return Exits(np.zeros(0, np.int32), *empty)
+    return None
   try:
     with np.load(path, allow_pickle=False) as file:
-      found = Exits(**{field.name: file[field.name] for field in dataclasses.fields(Exits)})
+      found = Exits(file["index"], file["inputs"], file["quality"], str(file["weights"]))
   except (OSError, ValueError, KeyError, EOFError) as error:
     raise UserError(f"{path} cannot be read ({error}); delete it to measure anew.") from None
-  if found.inputs.shape[1:] != (channels,) or found.quality.shape[1:] != (exits,):
+  if found.weights != weights:
     raise UserError(
-      f"{path} is of another model: features {found.inputs.shape[1:]}, exits"
-      f" {found.quality.shape[1:]}; expected {channels} and {exits}. Delete it to measure anew."
+      f"{path} was measured with other weights than those of --checkpoint; delete it to measure"
+      " anew, or choose another --output."
     )
   return found
 
@@ -122,13 +123,15 @@ def measure_exits(config: ConfigDict, bundle: Bundle, split: str, path: Path) ->
   depths = exit_depths(bundle.model)
   variables = jax.device_put(bundle.variables)
   programs = [_program(bundle.model, task, depth) for depth in depths]
-  known = read_exits(path, bundle.model.pixel_decoder.features, len(depths))
-  rows = dict(zip(known.index.tolist(), zip(known.inputs, known.quality, strict=True), strict=True))
+  weights = trees.fingerprint(bundle.variables)
+  rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+  if known := read_exits(path, weights):
+    rows |= zip(known.index.tolist(), zip(known.inputs, known.quality, strict=True), strict=True)
 
   def collected() -> Exits:
     order = sorted(rows)
-    inputs = np.asarray([rows[i][0] for i in order], np.float32)
-    return Exits(np.asarray(order, np.int32), inputs, np.asarray([rows[i][1] for i in order]))
+    inputs, quality = (np.asarray([rows[i][k] for i in order], np.float32) for k in (0, 1))
+    return Exits(np.asarray(order, np.int32), inputs, quality, weights)
 
   for number, batch in enumerate(tqdm(batches, desc=split, unit=" batches", disable=None), 1):
     images = np.flatnonzero(batch["weight"] > 0)

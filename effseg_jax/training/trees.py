@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from effseg_jax.errors import UserError
 
@@ -15,6 +17,15 @@ def leaf_names(tree: Any) -> list[str]:
   """Returns one path per leaf, in `jax.tree.leaves` order: `backbone/stem_0/conv/kernel`."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return [_name(path) for path, _ in leaves]
+
+
+def fingerprint(tree: Any) -> str:
+  """SHA-256 of names and float32 values: the same for equal weights, whatever file holds them."""
+  found = hashlib.sha256()
+  for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+    found.update(name.encode())
+    found.update(np.ascontiguousarray(leaf, np.float32).tobytes())
+  return found.hexdigest()
 
 
 def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
