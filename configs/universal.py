@@ -130,12 +130,12 @@ def synthetic(model: ConfigDict) -> ConfigDict:
   )
   config.task.num_points = 1024
   config.train.batch_size = 8
-  config.train.num_steps = 600
+  config.train.num_steps = 1200
   config.optimizer = from_scratch(model, learning_rate=1e-3, weight_decay=0.05)
   config.schedule = defaults.poly(warmup_steps=30, power=0.9)
   config.eval = _masks(short_side=128, max_size=128)
   config.eval.split = "val"
-  config.eval.every = 300
+  config.eval.every = 600
   config.checkpoint.every = 300
   config.log.every = 20
   return config

@@ -173,7 +173,7 @@ def _vjp_backward(stride, formulation, residuals, cotangent):
     conv_grouped = functools.partial(depthwise_conv_grouped, stride=stride)
     return jax.vjp(conv_grouped, x, kernel)[1](cotangent)
   # With respect to x: the cotangent, zeros between strided outputs, with the kernel turned around.
-  spread = _onto_input_grid(cotangent, x, stride) if stride > 1 else cotangent
+  spread = onto_input_grid(cotangent, x.shape[1:3], stride) if stride > 1 else cotangent
   x_gradient = _forward(spread, kernel[::-1, ::-1], 1, for_input)
   if for_kernel == "fft":
     gradient = fourier.depthwise_conv_fft_kernel_gradient(x, kernel.shape, cotangent)
@@ -195,11 +195,13 @@ def _kernel_gradient_by_taps(
   return jnp.stack(sums).reshape(kernel.shape)
 
 
-def _onto_input_grid(cotangent: jax.Array, x: jax.Array, stride: int) -> jax.Array:
-  """Puts strided outputs back where they came from, zeros between and after them."""
-  ends = [n - 1 - (m - 1) * stride for n, m in zip(x.shape[1:3], cotangent.shape[1:3], strict=True)]
+def onto_input_grid(
+  outputs: jax.Array, size: tuple[int, int], stride: int, fill: float = 0
+) -> jax.Array:
+  """Puts strided outputs (B, h, w, C) back where they came from, on a grid of rows x columns."""
+  ends = [n - 1 - (m - 1) * stride for n, m in zip(size, outputs.shape[1:3], strict=True)]
   spread = [(0, 0, 0), *((0, end, stride - 1) for end in ends), (0, 0, 0)]
-  return jax.lax.pad(cotangent, jnp.zeros((), cotangent.dtype), spread)
+  return jax.lax.pad(outputs, jnp.asarray(fill, outputs.dtype), spread)
 
 
 def windows(x: jax.Array, size: int, stride: int = 1, fill: float = 0.0) -> list[jax.Array]:

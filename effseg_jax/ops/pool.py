@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from effseg_jax.ops import backend
-from effseg_jax.ops.conv import windows
+from effseg_jax.ops.conv import onto_input_grid, windows
 
 
 def adaptive_average_matrix(size: int, bins: int) -> np.ndarray:
@@ -43,8 +44,8 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 1) -> jax.Array:
   Returns:
     (B, ceil(H / stride), ceil(W / stride), C) of the same dtype.
   """
-  if backend.platform() == "cpu":  # a window reduction is 3 to 4 times slower there
-    return functools.reduce(jnp.maximum, windows(x, size, stride, fill=-np.inf))
+  if backend.platform() == "cpu":
+    return _max_pool_shifts(x, x.shape[1:3], size, stride)
   return max_pool_reduction(x, size, stride)
 
 
@@ -59,3 +60,42 @@ def max_pool_reduction(x: jax.Array, size: int = 3, stride: int = 1) -> jax.Arra
     (1, stride, stride, 1),
     ((0, 0), padding, padding, (0, 0)),
   )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool_shifts(x: jax.Array, grid: tuple[int, int], size: int, stride: int) -> jax.Array:
+  """`max_pool` as maxima of shifted arrays, for the CPU; `grid` are x's rows and columns.
+
+  A window reduction takes 4 times as long there. Its gradient and that of a chain of maxima take 20
+  to 80 times as long as the value; this one says of each window which cell has won, PyTorch's first
+  of equal ones, and lets each cell add up what it has won.
+  """
+  del grid
+  return functools.reduce(jnp.maximum, windows(x, size, stride, fill=-np.inf))
+
+
+def _pool_forward(x: jax.Array, grid: tuple[int, int], size: int, stride: int) -> Any:
+  del grid
+  first, *others = windows(x, size, stride, fill=-np.inf)
+  best, winner = first, jnp.zeros(first.shape, jnp.uint8)
+  for number, candidate in enumerate(others, 1):
+    winner = jnp.where(candidate > best, jnp.uint8(number), winner)
+    best = jnp.maximum(best, candidate)
+  return best, winner
+
+
+def _pool_backward(
+  grid: tuple[int, int], size: int, stride: int, winner: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array]:
+  nobody = size**2
+  winner = onto_input_grid(winner, grid, stride, nobody)
+  cotangent = onto_input_grid(cotangent, grid, stride)
+  # The window that meets a cell with its last element lies before it, hence the turned order.
+  offers = zip(
+    reversed(windows(winner, size, fill=nobody)), reversed(windows(cotangent, size)), strict=True
+  )
+  won = [jnp.where(who == number, value, 0) for number, (who, value) in enumerate(offers)]
+  return (sum(won[1:], start=won[0]),)
+
+
+_max_pool_shifts.defvjp(_pool_forward, _pool_backward)

@@ -50,7 +50,20 @@ def test_max_pool_is_the_window_reduction(shape, stride):
 
   found, expected = both(x)
   assert found[0].shape == (shape[0], -(-shape[1] // stride), -(-shape[2] // stride), shape[3])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_of_equal_cells_the_one_that_wins_in_pytorch_wins(stride):
+  torch = pytest.importorskip("torch")
+  x = np.random.default_rng(1).integers(0, 3, (2, 7, 6, 5)).astype(np.float32)
+  value, pull = jax.vjp(lambda x: max_pool(x, 3, stride), x)
+  cotangent = np.random.default_rng(2).integers(0, 9, value.shape).astype(np.float32)
+  theirs = torch.from_numpy(x).permute(0, 3, 1, 2).requires_grad_()
+  pooled = torch.nn.functional.max_pool2d(theirs, 3, stride, 1)
+  pooled.backward(torch.from_numpy(cotangent).permute(0, 3, 1, 2))
+  np.testing.assert_array_equal(value, pooled.detach().permute(0, 2, 3, 1))
+  np.testing.assert_array_equal(pull(cotangent)[0], theirs.grad.permute(0, 2, 3, 1))
 
 
 def test_max_pool_keeps_bfloat16():
