@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,9 +60,40 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = F
 def _along(x: jax.Array, axis: int, size: int, align_corners: bool) -> jax.Array:
   if x.shape[axis] == size:
     return x
+  if 2 * x.shape[axis] == size and not align_corners:
+    return _double(x, axis)
+  return _interpolate(x, axis, size, align_corners)
+
+
+def _interpolate(x: jax.Array, axis: int, size: int, align_corners: bool) -> jax.Array:
   lower, upper, weight = source_coordinates(size, x.shape[axis], align_corners)
   shape = [1] * x.ndim
   shape[axis] = size
   weight = jnp.asarray(weight.reshape(shape), x.dtype)
   low, high = jnp.take(x, lower, axis=axis), jnp.take(x, upper, axis=axis)
   return low + (high - low) * weight
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _double(x: jax.Array, axis: int) -> jax.Array:
+  """Twice the size, whose gradient is four strided sums instead of a scatter."""
+  return _interpolate(x, axis, 2 * x.shape[axis], False)
+
+
+def _double_forward(x: jax.Array, axis: int) -> tuple[jax.Array, None]:
+  return _double(x, axis), None
+
+
+def _double_backward(axis: int, _: None, cotangent: jax.Array) -> tuple[jax.Array]:
+  # Cell i gives 3/4 to the outputs 2 i and 2 i + 1, and 1/4 to 2 i - 1 and 2 i + 2; the outer cells
+  # stand in for the neighbours that they lack.
+  size = cotangent.shape[axis] // 2
+  pairs = cotangent.reshape(*cotangent.shape[:axis], size, 2, *cotangent.shape[axis + 1 :])
+  even, odd = (jax.lax.index_in_dim(pairs, k, axis + 1, keepdims=False) for k in (0, 1))
+  cut = functools.partial(jax.lax.slice_in_dim, axis=axis)
+  before = jnp.concatenate([cut(even, 0, 1), cut(odd, 0, size - 1)], axis)
+  after = jnp.concatenate([cut(even, 1, size), cut(odd, size - 1, size)], axis)
+  return (0.75 * (even + odd) + 0.25 * (before + after),)
+
+
+_double.defvjp(_double_forward, _double_backward)

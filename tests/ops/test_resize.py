@@ -11,13 +11,15 @@ import pytest
 
 from effseg_jax.ops.resize import bilinear_matrix, resize_bilinear
 
-# Source, target: up, down, prime to prime, one axis alone, from and to a single cell.
+# Source, target: up, down, prime to prime, one axis alone, from and to a single cell, doubled.
 SIZES = [
   ((5, 7), (13, 11)),
   ((13, 11), (5, 7)),
   ((4, 6), (8, 3)),
   ((5, 7), (5, 3)),
   ((1, 3), (4, 1)),
+  ((5, 7), (10, 14)),
+  ((1, 3), (2, 6)),
 ]
 
 
