@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from effseg_jax.ops.conv import (
+  conv,
   depthwise_conv,
   depthwise_conv_grouped,
   depthwise_conv_shifts,
   preferred_formulation,
 )
 from effseg_jax.ops.cross_entropy import reference_cross_entropy, upsampled_cross_entropy
+from effseg_jax.ops.pool import max_pool, max_pool_reduction
 from effseg_jax.ops.resize import bilinear_matrix, resize_bilinear
 from tools.benchmark_report import milliseconds, ratio, table
 
@@ -177,7 +179,8 @@ Forms = dict[str, tuple[Callable[[], Any], int | None]]
 def _operation_programs() -> dict[str, tuple[str, Forms]]:
   """Operation -> the form that the ratios refer to, and all forms, compiled.
 
-  Sizes are those of a training step of the tiny model, 4 images of 256x256 and 150 classes.
+  Sizes are those of a training step of the tiny model, 4 images of 256x256 and 150 classes, and
+  those of a universal model's map at stride 4 of an image of 800x1088.
   """
   keys = jax.random.split(jax.random.key(0), 4)
   logits = jax.random.normal(keys[0], (4, 32, 32, 150))
@@ -201,6 +204,15 @@ def _operation_programs() -> dict[str, tuple[str, Forms]]:
       x, (x.shape[0], 128, 128, x.shape[-1]), "bilinear", antialias=False
     ),
   }
+  wide = jax.random.normal(keys[2], (1, 200, 272, 256))
+  square = jax.random.normal(keys[3], (1, 1, 256, 256)) / 16
+  products = {
+    "conv": conv,
+    "XLA's convolution": lambda x, kernel: jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+  }
+  pools = {"max_pool": max_pool, "XLA's window reduction": max_pool_reduction}
   return {
     "cross-entropy 32 -> 256, 150 classes, value + gradient": (
       "reference",
@@ -218,6 +230,14 @@ def _operation_programs() -> dict[str, tuple[str, Forms]]:
     "bilinear 64 -> 128, 4x64x64x64, value + gradient": (
       "jax.image.resize",
       compile_all({name: _with_gradients(f) for name, f in resizes.items()}, x),
+    ),
+    "convolution 1x1, 1x200x272x256, value + gradients": (
+      "XLA's convolution",
+      compile_all({name: _with_gradients(f) for name, f in products.items()}, wide, square),
+    ),
+    "max pooling 3x3, 1x200x272x256, value + gradient": (
+      "XLA's window reduction",
+      compile_all({name: _with_gradients(f) for name, f in pools.items()}, wide),
     ),
   }
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from effseg_jax import platform
@@ -124,6 +124,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
+  logging.set_verbosity(logging.ERROR)  # orbax warns of what is of no concern here
   platform.tune_host_malloc()
   platform.use_compilation_cache()
   app.run(main, flags_parser=parse_flags)

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 import effseg_jax
 from effseg_jax.errors import UserError, friendly_exit, parse_flags
@@ -201,4 +201,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
+  logging.set_verbosity(logging.ERROR)  # orbax warns of what is of no concern here
   app.run(main, flags_parser=parse_flags)

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
@@ -293,6 +293,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
+  logging.set_verbosity(logging.ERROR)  # orbax warns of what is of no concern here
   platform.tune_host_malloc()
   platform.use_compilation_cache()
   app.run(main, flags_parser=parse_flags)

@@ -1,6 +1,9 @@
 """ECO-M2F on the embedded scenes: training the exits (step A) with no data to fetch.
 
-A small model (ResNet-18, 64 features, 30 queries) from random weights. Not measured in full here.
+A small model (ResNet-18, 64 features, 30 queries) from random weights.
+
+Measured here: 55.0 PQ after all layers, 54.2 after two (docs/results.md), in a quarter of an hour
+on one CPU core, and two minutes for the gate.
 
   python train.py --config=configs/eco_m2f/synthetic.py --workdir=runs/eco
   python tools/train_gate.py --config=configs/eco_m2f/synthetic.py --checkpoint=runs/eco \
