@@ -229,7 +229,7 @@ def _products(jaxpr: core.Jaxpr, varying: Sequence[bool] | None = None) -> tuple
     elif name == "fft" or equation.params.get("name") in fourier.TRANSFORMS:
       transforms += 1
     elif name == "while":
-      raise NotImplementedError("a loop of unknown length has no count of products")
+      raise ValueError("a loop of unknown length has no count of products")
     if name == "cond":  # all arguments but the choice go to every branch; the costliest counts
       branches = [_products(b.jaxpr, operands[1:]) for b in equation.params["branches"]]
       products += max(branch[0] for branch in branches)
