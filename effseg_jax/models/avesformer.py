@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from effseg_jax.errors import UserError, suggestion
 from effseg_jax.models import build
+from effseg_jax.models.backbones.efficientnet_lite import EFFICIENTNET_LITE, EfficientNetLite
 from effseg_jax.models.backbones.pvt import PVT_V2, PVTv2
 from effseg_jax.models.backbones.resnet import ResNet
 from effseg_jax.models.backbones.small import SmallVisualEncoder
@@ -28,7 +29,7 @@ from effseg_jax.models.layers import GROUPS
 
 Dtype = Any
 
-BACKBONES = ("small", "resnet18", "resnet34", "resnet50", *PVT_V2)
+BACKBONES = ("small", *EFFICIENTNET_LITE, "resnet18", "resnet34", "resnet50", *PVT_V2)
 AUDIO = ("vggish", "small")
 QUERIES = ("prompts", "audio")
 PROMPT_MODES = ("concat", "add")
@@ -153,6 +154,10 @@ class AVESFormer(nn.Module):
       return SmallVisualEncoder(dtype=self.dtype, name="backbone")
     if self.backbone in PVT_V2:
       return PVTv2(**PVT_V2[self.backbone], remat=self.remat, dtype=self.dtype, name="backbone")
+    if self.backbone in EFFICIENTNET_LITE:
+      return EfficientNetLite(
+        **EFFICIENTNET_LITE[self.backbone], remat=self.remat, dtype=self.dtype, name="backbone"
+      )
     depth = int(self.backbone.removeprefix("resnet"))
     return ResNet(depth, norm="bn", remat=self.remat, dtype=self.dtype, name="backbone")
 

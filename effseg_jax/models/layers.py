@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from effseg_jax.ops import fourier
-from effseg_jax.ops.conv import conv, depthwise_conv
+from effseg_jax.ops.conv import conv, depthwise_conv, tensorflow_centre
 
 Dtype = Any
 
@@ -34,6 +34,7 @@ class Conv(nn.Module):
     stride: along both axes.
     use_bias: whether a bias is added.
     kernel_init: initialiser of the kernel.
+    tensorflow_padding: pad as TensorFlow does and not as PyTorch does; they differ with a stride.
     dtype: of the computation.
   """
 
@@ -42,6 +43,7 @@ class Conv(nn.Module):
   stride: int = 1
   use_bias: bool = False
   kernel_init: Any = conv_init
+  tensorflow_padding: bool = False
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -53,7 +55,7 @@ class Conv(nn.Module):
     if self.kernel_size == 1 and self.stride == 1:
       x = x @ kernel[0, 0]
     else:
-      x = conv(x, kernel, self.stride)
+      x = conv(x, kernel, self.stride, _first_window(self, x))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       x = x + bias.astype(self.dtype)
@@ -68,6 +70,7 @@ class DepthwiseConv(nn.Module):
     stride: along both axes.
     use_bias: whether a bias is added.
     formulation: of the convolution, see `ops.conv.depthwise_conv`; or "circular": borders wrap.
+    tensorflow_padding: see `Conv`.
     dtype: of the computation.
   """
 
@@ -75,6 +78,7 @@ class DepthwiseConv(nn.Module):
   stride: int = 1
   use_bias: bool = False
   formulation: str = "auto"
+  tensorflow_padding: bool = False
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -87,11 +91,18 @@ class DepthwiseConv(nn.Module):
     if self.formulation == "circular":
       x = fourier.depthwise_conv_circular(x, kernel)
     else:
-      x = depthwise_conv(x, kernel, self.stride, self.formulation)
+      x = depthwise_conv(x, kernel, self.stride, self.formulation, _first_window(self, x))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
       x = x + bias.astype(self.dtype)
     return x
+
+
+def _first_window(layer: Conv | DepthwiseConv, x: jax.Array) -> tuple[int, int]:
+  """The pixel on which a layer's first window is centred."""
+  if not layer.tensorflow_padding:
+    return 0, 0
+  return tensorflow_centre(x.shape[1:3], layer.kernel_size, layer.stride)
 
 
 class DepthwiseKernel(nn.Module):

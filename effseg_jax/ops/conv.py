@@ -1,4 +1,8 @@
-"""Convolutions in NHWC with PyTorch's padding, in the formulation that suits the platform."""
+"""Convolutions in NHWC with PyTorch's padding, in the formulation that suits the platform.
+
+A convolution is told on which pixel its first window is centred: on (0, 0) in PyTorch, whatever the
+stride; for TensorFlow's padding see `tensorflow_centre`.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +16,50 @@ from effseg_jax.ops import backend, fourier
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
+Pixel = tuple[int, int]  # row and column
+_ORIGIN = (0, 0)
+
 # Channels up to which a window of 3x3 pixels is no wider than a TPU's matrix unit.
 _NARROW = 16
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-  """Dense convolution; both sides are padded with `k // 2` zeros, whatever the stride.
+def tensorflow_centre(size: Sequence[int], kernel_size: int, stride: int) -> Pixel:
+  """Where TensorFlow's "SAME" padding centres the first window.
+
+  It pads no more than is needed, and the end before the beginning: with stride 2 and an even size
+  windows are centred on odd pixels.
+
+  Args:
+    size: rows and columns of the grid.
+    kernel_size: k, odd.
+    stride: along both axes.
+  """
+  rows, cols = (kernel_size // 2 - max((-n) % stride + kernel_size - stride, 0) // 2 for n in size)
+  return rows, cols
+
+
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, centre: Pixel = _ORIGIN) -> jax.Array:
+  """Dense convolution; beyond the borders there are zeros.
 
   Args:
     x: (B, H, W, C).
     kernel: (k, k, C, D), k odd.
     stride: along both axes.
+    centre: of the first window, nearer to the border than stride and kernel are large.
 
   Returns:
-    (B, ceil(H / stride), ceil(W / stride), D).
+    (B, h, w, D), a window on each pixel that is a multiple of strides from the first:
+    ceil(H / stride) rows if that is (0, 0).
   """
   if kernel.shape[:2] == (1, 1) and backend.platform() == "cpu":
     # The value takes as long either way, the gradients of a convolution 2 to 7 times as long.
-    x = x[:, ::stride, ::stride]
+    x = x[:, centre[0] :: stride, centre[1] :: stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
   if _as_product(x, kernel, stride):
-    columns = jnp.concatenate(windows(x, kernel.shape[0], stride), axis=-1)
+    columns = jnp.concatenate(windows(x, kernel.shape[0], stride, centre=centre), axis=-1)
     return columns @ kernel.reshape(-1, kernel.shape[-1])
   return jax.lax.conv_general_dilated(
-    x, kernel, (stride, stride), _same_padding(kernel), dimension_numbers=_DIMENSIONS
+    x, kernel, (stride, stride), _padding(kernel.shape, centre), dimension_numbers=_DIMENSIONS
   )
 
 
@@ -76,9 +100,13 @@ def preferred_formulation(purpose: str, kernel_size: int, stride: int = 1) -> st
   return "spatial" if kernel_size <= largest else "fft"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def depthwise_conv(
-  x: jax.Array, kernel: jax.Array, stride: int = 1, formulation: str = "auto"
+  x: jax.Array,
+  kernel: jax.Array,
+  stride: int = 1,
+  formulation: str = "auto",
+  centre: Pixel = _ORIGIN,
 ) -> jax.Array:
   """Depthwise convolution, every channel with its own kernel; padded like `conv`.
 
@@ -88,11 +116,12 @@ def depthwise_conv(
     stride: along both axes.
     formulation: "spatial", "fft" (stride 1), or "auto": `preferred_formulation` for the value and
       for each gradient. All are the same function.
+    centre: of the first window, see `conv`; with stride 1 it is (0, 0).
 
   Returns:
-    (B, ceil(H / stride), ceil(W / stride), C).
+    (B, h, w, C), of `conv`'s size.
   """
-  return _forward(x, kernel, stride, _choose(formulation, "forward", kernel, stride))
+  return _forward(x, kernel, stride, _choose(formulation, "forward", kernel, stride), centre)
 
 
 def depthwise_conv_by_groups(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
@@ -117,28 +146,31 @@ def depthwise_conv_by_groups(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.
   return depthwise_conv(x, jnp.concatenate(padded, axis=-1))
 
 
-def depthwise_conv_grouped(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def depthwise_conv_grouped(
+  x: jax.Array, kernel: jax.Array, stride: int = 1, centre: Pixel = _ORIGIN
+) -> jax.Array:
   """`depthwise_conv` as XLA's grouped convolution: the reference form."""
   return jax.lax.conv_general_dilated(
     x,
     kernel,
     (stride, stride),
-    _same_padding(kernel),
+    _padding(kernel.shape, centre),
     dimension_numbers=_DIMENSIONS,
     feature_group_count=x.shape[-1],
   )
 
 
-def depthwise_conv_shifts(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def depthwise_conv_shifts(
+  x: jax.Array, kernel: jax.Array, stride: int = 1, centre: Pixel = _ORIGIN
+) -> jax.Array:
   """`depthwise_conv` as a sum of k*k shifted products.
 
   XLA's grouped convolution is up to 50 times slower on the CPU. The gradient that follows from
   this form keeps or copies every shifted window, which is why `depthwise_conv` has its own.
   """
   weights = kernel.reshape(-1, kernel.shape[-1])
-  products = [
-    tap * weight for tap, weight in zip(windows(x, kernel.shape[0], stride), weights, strict=True)
-  ]
+  taps = windows(x, kernel.shape[0], stride, centre=centre)
+  products = [tap * weight for tap, weight in zip(taps, weights, strict=True)]
   return sum(products[1:], start=products[0])
 
 
@@ -148,12 +180,14 @@ def _choose(formulation: str, purpose: str, kernel: jax.Array, stride: int) -> s
   return formulation
 
 
-def _forward(x: jax.Array, kernel: jax.Array, stride: int, formulation: str) -> jax.Array:
+def _forward(
+  x: jax.Array, kernel: jax.Array, stride: int, formulation: str, centre: Pixel = _ORIGIN
+) -> jax.Array:
   if formulation == "fft":
     return fourier.depthwise_conv_fft(x, kernel)
   if _by_shifts():
-    return depthwise_conv_shifts(x, kernel, stride)
-  return depthwise_conv_grouped(x, kernel, stride)
+    return depthwise_conv_shifts(x, kernel, stride, centre)
+  return depthwise_conv_grouped(x, kernel, stride, centre)
 
 
 def _by_shifts() -> bool:
@@ -165,24 +199,26 @@ def _by_shifts() -> bool:
   return backend.platform() in ("cpu", "tpu")
 
 
-def _vjp_forward(x, kernel, stride, formulation):
-  return depthwise_conv(x, kernel, stride, formulation), (x, kernel)
+def _vjp_forward(x, kernel, stride, formulation, centre):
+  return depthwise_conv(x, kernel, stride, formulation, centre), (x, kernel)
 
 
-def _vjp_backward(stride, formulation, residuals, cotangent):
+def _vjp_backward(stride, formulation, centre, residuals, cotangent):
   x, kernel = residuals
   for_input = _choose(formulation, "input_gradient", kernel, stride)
   for_kernel = _choose(formulation, "kernel_gradient", kernel, stride)
   if for_input == for_kernel == "spatial" and not _by_shifts():
-    conv_grouped = functools.partial(depthwise_conv_grouped, stride=stride)
+    conv_grouped = functools.partial(depthwise_conv_grouped, stride=stride, centre=centre)
     return jax.vjp(conv_grouped, x, kernel)[1](cotangent)
   # With respect to x: the cotangent, zeros between strided outputs, with the kernel turned around.
-  spread = onto_input_grid(cotangent, x.shape[1:3], stride) if stride > 1 else cotangent
+  spread = cotangent
+  if stride > 1:
+    spread = onto_input_grid(cotangent, x.shape[1:3], stride, centre=centre)
   x_gradient = _forward(spread, kernel[::-1, ::-1], 1, for_input)
   if for_kernel == "fft":
     gradient = fourier.depthwise_conv_fft_kernel_gradient(x, kernel.shape, cotangent)
   else:
-    gradient = _kernel_gradient_by_taps(x, kernel, cotangent, stride)
+    gradient = _kernel_gradient_by_taps(x, kernel, cotangent, stride, centre)
   return x_gradient, gradient.astype(kernel.dtype)
 
 
@@ -190,25 +226,33 @@ depthwise_conv.defvjp(_vjp_forward, _vjp_backward)
 
 
 def _kernel_gradient_by_taps(
-  x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int
+  x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int, centre: Pixel
 ) -> jax.Array:
   """One sum over positions per tap, float32 (k, k, 1, C)."""
   # The barrier keeps the compiler from sharing (and so storing) the forward pass's windows.
-  taps = windows(jax.lax.optimization_barrier(x), kernel.shape[0], stride)
+  taps = windows(jax.lax.optimization_barrier(x), kernel.shape[0], stride, centre=centre)
   sums = [jnp.sum((tap * cotangent).astype(jnp.float32), axis=(0, 1, 2)) for tap in taps]
   return jnp.stack(sums).reshape(kernel.shape)
 
 
 def onto_input_grid(
-  outputs: jax.Array, size: tuple[int, int], stride: int, fill: float = 0
+  outputs: jax.Array,
+  size: tuple[int, int],
+  stride: int,
+  fill: float = 0,
+  centre: Pixel = _ORIGIN,
 ) -> jax.Array:
   """Puts strided outputs (B, h, w, C) back where they came from, on a grid of rows x columns."""
-  ends = [n - 1 - (m - 1) * stride for n, m in zip(size, outputs.shape[1:3], strict=True)]
-  spread = [(0, 0, 0), *((0, end, stride - 1) for end in ends), (0, 0, 0)]
-  return jax.lax.pad(outputs, jnp.asarray(fill, outputs.dtype), spread)
+  spread = [
+    (begin, n - 1 - (m - 1) * stride - begin, stride - 1)
+    for n, m, begin in zip(size, outputs.shape[1:3], centre, strict=True)
+  ]
+  return jax.lax.pad(outputs, jnp.asarray(fill, outputs.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
 
 
-def windows(x: jax.Array, size: int, stride: int = 1, fill: float = 0.0) -> list[jax.Array]:
+def windows(
+  x: jax.Array, size: int, stride: int = 1, fill: float = 0.0, centre: Pixel = _ORIGIN
+) -> list[jax.Array]:
   """The pixels that each position of a window meets, padded like `conv`.
 
   Args:
@@ -216,14 +260,15 @@ def windows(x: jax.Array, size: int, stride: int = 1, fill: float = 0.0) -> list
     size: k, odd.
     stride: between windows.
     fill: value of the padding.
+    centre: of the first window, see `conv`.
 
   Returns:
-    k*k arrays (B, ceil(H / stride), ceil(W / stride), C), row by row.
+    k*k arrays (B, h, w, C) of `conv`'s size, row by row.
   """
-  padding = (size // 2, size // 2)
-  padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=fill)
-  output = _output_size(x, stride)
-  return [_tap(padded, i, j, output, stride) for i in range(size) for j in range(size)]
+  padding = ((0, 0), *_padding((size, size), centre), (0, 0))
+  padded = jnp.pad(x, padding, constant_values=fill)
+  rows, cols = (-(-(n - begin) // stride) for n, begin in zip(x.shape[1:3], centre, strict=True))
+  return [_tap(padded, i, j, (rows, cols), stride) for i in range(size) for j in range(size)]
 
 
 def _tap(padded: jax.Array, i: int, j: int, size: tuple[int, int], stride: int) -> jax.Array:
@@ -235,9 +280,6 @@ def _tap(padded: jax.Array, i: int, j: int, size: tuple[int, int], stride: int) 
   )
 
 
-def _output_size(x: jax.Array, stride: int) -> tuple[int, int]:
-  return -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-
-
-def _same_padding(kernel: jax.Array) -> list[tuple[int, int]]:
-  return [(size // 2, size // 2) for size in kernel.shape[:2]]
+def _padding(kernel_size: Sequence[int], centre: Pixel) -> list[tuple[int, int]]:
+  """Zeros before and after each axis. A first window further inside needs fewer before."""
+  return [(k // 2 - begin, k // 2) for k, begin in zip(kernel_size[:2], centre, strict=True)]

@@ -1,8 +1,8 @@
 """AVESFormer's parts that have official weights: its visual and its audio backbone.
 
 No weights of the whole model have been released. `partial="backbone"` reads ImageNet weights (a
-ResNet of PyTorch's model zoo, a PVT v2 of its authors), `partial="audio"` reads VGGish; the whole
-model is read from our own bundles.
+ResNet of PyTorch's model zoo, a PVT v2 of its authors, an EfficientNet-Lite of PyTorch's port),
+`partial="audio"` reads VGGish; the whole model is read from our own bundles.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ import jax
 import jax.numpy as jnp
 
 from effseg_jax.models.avesformer import AVESFormer
+from effseg_jax.models.backbones.efficientnet_lite import EfficientNetLite
 from effseg_jax.models.backbones.pvt import PVTv2
 from effseg_jax.models.backbones.resnet import ResNet
 from effseg_jax.models.backbones.vggish import PATCH
-from effseg_jax.weights import backbones, pvt, vggish
+from effseg_jax.weights import backbones, efficientnet_lite, pvt, vggish
 from effseg_jax.weights.table import Part, Row
 
 PARTS = {
-  "backbone": Part(r"backbone\.", r"\w+/backbone/", (*backbones.PART.beginnings, *pvt.BEGINNINGS)),
+  "backbone": Part(
+    r"backbone\.",
+    r"\w+/backbone/",
+    (*backbones.PART.beginnings, *pvt.BEGINNINGS, *efficientnet_lite.BEGINNINGS),
+  ),
   "audio": Part(r"audio\.", r"\w+/audio/", vggish.BEGINNINGS),
 }
 
@@ -54,5 +59,7 @@ def _rows(model: AVESFormer) -> Iterator[Row]:
     yield from backbones.rows(backbone)
   elif isinstance(backbone, PVTv2):
     yield from pvt.rows(backbone)
+  elif isinstance(backbone, EfficientNetLite):
+    yield from efficientnet_lite.rows(backbone)
   if model.audio == "vggish":
     yield from vggish.vggish_rows("audio.", "audio/")

@@ -29,7 +29,8 @@ PART = Part(
 
 # What such files hold besides: the classifier, and buffers that are functions of the sizes.
 _UNUSED = re.compile(
-  r"(stem\.)?fc\.|head\.|norm\.|.*\.(num_batches_tracked|relative_position_index|attn_mask)$"
+  r"(stem\.)?fc\.|head\.|norm\.|_conv_head\.|_bn1\.|_fc\."
+  r"|.*\.(num_batches_tracked|relative_position_index|attn_mask)$"
 )
 
 _MODEL_ZOO = (

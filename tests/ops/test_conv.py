@@ -201,3 +201,33 @@ def test_the_target_platform_holds_inside_its_block():
   with pytest.raises(KeyError), target_platform("tpu"):
     raise KeyError
   assert backend.platform() == here
+
+
+@pytest.mark.parametrize(("grid", "kernel", "stride"), [*CASES, ((8, 6), 3, 2), ((8, 7), 5, 2)])
+def test_tensorflow_padding(grid, kernel, stride):
+  centre = conv.tensorflow_centre(grid, kernel, stride)
+  x, weights, cotangent = case(grid, kernel, stride)
+  dense = normal(3, kernel, kernel, 3, 4)
+
+  def reference(x, weights, dense):
+    convolve = functools.partial(
+      jax.lax.conv_general_dilated,
+      window_strides=(stride, stride),
+      padding="SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return convolve(x, weights, feature_group_count=3), convolve(x, dense)
+
+  def ours(x, weights, dense):
+    depthwise = conv.depthwise_conv(x, weights, stride, "spatial", centre)
+    return depthwise, conv.conv(x, dense, stride, centre)
+
+  def run(function):
+    value, pull = jax.vjp(function, x, weights, dense)
+    return value, pull((cotangent, jnp.ones_like(value[1])))
+
+  expected = jax.jit(lambda: run(reference))()
+  for platform in ("cpu", "cuda"):
+    with target_platform(platform):
+      found = jax.jit(lambda: run(ours))()
+    jax.tree.map(assert_close, found, expected)
