@@ -21,8 +21,9 @@ def model(variant: str) -> ConfigDict:
   config.prompt_mode = "concat"  # the sound is a token beside the prompts; or "add" it to each
   config.stage_types = ("conv", "conv", "attn", "attn")  # attn everywhere: no early focus
   config.blind_to = "nothing"  # or "sound", "picture"
+  config.freeze_backbone = False  # True: with `optimizer.freeze = ("^audio/", "^backbone/")`
   if variant == "lite":
-    config.backbone = "resnet18"  # or "small", which is many times faster and sees less
+    config.backbone = "resnet18"  # or "efficientnet_lite0", or "small", which knows nothing
   return config
 
 

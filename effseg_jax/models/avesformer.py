@@ -43,8 +43,10 @@ class AVESFormer(nn.Module):
   Attributes:
     num_classes: K; 1 for a mask of whatever sounds, 71 for AVSBench-semantic.
     backbone: one of `BACKBONES`.
-    audio: "vggish", which is frozen: it has no gradient (tell the optimizer so, too, or weight
-      decay will move it: freeze `audio/`); "small": `SmallAudioEncoder`, trained with the rest.
+    freeze_backbone: whether it stays as pretraining left it, its statistics included: it has no
+      gradient, and training is faster.
+    audio: "vggish", which is frozen; "small": `SmallAudioEncoder`, trained with the rest. Tell the
+      optimizer, too, what is frozen (`audio/`, `backbone/`), or weight decay will move it.
     width: channels of the sound's token and the queries.
     queries: what the decoder's attention hears: "prompts", from the prompt query generator, or
       "audio", the sound's token alone.
@@ -68,6 +70,7 @@ class AVESFormer(nn.Module):
 
   num_classes: int = 1
   backbone: str = "resnet50"
+  freeze_backbone: bool = False
   audio: str = "vggish"
   width: int = 256
   queries: str = "prompts"
@@ -111,7 +114,9 @@ class AVESFormer(nn.Module):
     frames = einops.rearrange(frames, "b t h w c -> (b t) h w c")
     if self.blind_to == "picture":
       frames = jnp.zeros_like(frames)
-    features = self.visual_backbone()(frames, train)
+    features = self.visual_backbone()(frames, train and not self.freeze_backbone)
+    if self.freeze_backbone:
+      features = jax.lax.stop_gradient(features)
     features = [features[f"res{level}"] for level in (2, 3, 4, 5)]
 
     sound = self._embed(log_mel.reshape(batch * time, *log_mel.shape[2:]), train)

@@ -199,24 +199,40 @@ def test_vggish_is_frozen_and_can_be_computed_before(monkeypatch):
   assert shapes[0] == shapes[1]  # whatever a model was trained with, it can hear
 
 
-def test_the_small_encoder_is_trained():
-  model = create_model("avesformer_lite", **SMALL)
+def gradients_and_statistics(**fields):
+  """Of a training step of the small model."""
+  model = create_model("avesformer_lite", **{**SMALL, **fields})
   own = variables()
 
   @jax.jit
-  def gradient(params):
+  def run(params):
     def loss(params):
       state = {"params": params, "batch_stats": own["batch_stats"]}
       rngs = {"dropout": jax.random.key(1)}
-      outputs = model.apply(state, FRAMES, LOG_MEL, True, mutable=["batch_stats"], rngs=rngs)[0]
-      return jnp.sum(jnp.square(outputs["logits"]))
+      outputs, new = model.apply(state, FRAMES, LOG_MEL, True, mutable=["batch_stats"], rngs=rngs)
+      return jnp.sum(jnp.square(outputs["logits"])), new["batch_stats"]
 
-    return jax.grad(loss)(params)
+    return jax.grad(loss, has_aux=True)(params)
 
-  for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(own["params"])):
+  return run(own["params"])
+
+
+def test_all_is_trained():
+  gradients, statistics = gradients_and_statistics()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
     # Keys without a position of their own shift all logits of a query alike: the softmax forgets.
     if "['key']['bias']" not in jax.tree_util.keystr(path):
       assert jnp.any(leaf), jax.tree_util.keystr(path)
+  old = variables()["batch_stats"]["backbone"]["stem_0"]["norm"]["mean"]
+  assert jnp.all(statistics["backbone"]["stem_0"]["norm"]["mean"] != old)
+
+
+def test_a_frozen_backbone_stays_as_it_was():
+  gradients, statistics = gradients_and_statistics(freeze_backbone=True)
+  assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(gradients["backbone"]))
+  assert any(jnp.any(leaf) for leaf in jax.tree.leaves(gradients["decoder"]))
+  old = variables()["batch_stats"]["backbone"]
+  jax.tree.map(np.testing.assert_array_equal, statistics["backbone"], old)
 
 
 # Attention dissipation (specification, section 4).
