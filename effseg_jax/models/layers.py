@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effseg_jax.ops import fourier
+from effseg_jax.ops import backend, fourier
 from effseg_jax.ops.conv import conv, depthwise_conv, tensorflow_centre
 
 Dtype = Any
@@ -237,6 +237,11 @@ class DropPath(nn.Module):
     """Drops examples of (B, ...); needs the rng "drop_path" when training."""
     if not train or self.rate == 0.0:
       return x
+    if backend.platform() == "tpu":
+      # Otherwise whatever reads the sum computes the end of the branch again, and the branch's
+      # gradients the scaled cotangent: a block of Swin then moves a fifth more bytes, and takes
+      # three times as long to compile.
+      x = jax.lax.optimization_barrier(x)
     keep = 1.0 - self.rate
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
