@@ -50,16 +50,15 @@ def deformable_attention(
     raise UserError(f"there are {value.shape[1]} values; expected those of the levels {sizes}.")
   if backend.platform() == "cpu":
     return _by_rows(value, sizes, locations, weights)
+  form = _by_quads if backend.platform() == "tpu" else deformable_attention_reference
   # The samples are read again in the backward pass: they take 4 L P times the room of the result.
-  form = jax.checkpoint(deformable_attention_reference, static_argnums=(1,))
-  return form(value, sizes, locations, weights)
+  return jax.checkpoint(form, static_argnums=(1,))(value, sizes, locations, weights)
 
 
 def deformable_attention_reference(
   value: jax.Array, level_sizes: Sizes, locations: jax.Array, weights: jax.Array
 ) -> jax.Array:
-  """`deformable_attention` with one gather per level: the reference form, and for accelerators."""
-  gather = jax.vmap(jax.vmap(lambda cells, index: cells[index], (1, 0)))
+  """`deformable_attention` with one gather per level: the reference form, and for GPUs."""
   total, start = 0.0, 0
   for level, (rows, cols) in enumerate(level_sizes):
     x = _neighbours(locations[:, :, level, :, 0], cols)
@@ -70,10 +69,15 @@ def deformable_attention_reference(
       index.append(row * cols + col)
       shares.append(weights[:, :, level] * y.shares[i] * x.shares[j])
     tokens = value[:, start : start + rows * cols]
-    cells = gather(tokens, jnp.stack(index, axis=-1)).astype(jnp.float32)  # (B, M, P, Q, 4, D)
+    cells = _gather(tokens, jnp.stack(index, axis=-1)).astype(jnp.float32)  # (B, M, P, Q, 4, D)
     total = total + jnp.sum(jnp.stack(shares, axis=-1)[..., None] * cells, axis=(2, 4))
     start += rows * cols
   return total.swapaxes(1, 2)
+
+
+def _gather(tokens: jax.Array, index: jax.Array) -> jax.Array:
+  """Tokens (B, S, M, D) at (B, M, ...) -> (B, M, ..., D)."""
+  return jax.vmap(jax.vmap(lambda cells, index: cells[index], (1, 0)))(tokens, index)
 
 
 # The four cells around a point, as steps down and to the right from the upper left one.
@@ -105,6 +109,43 @@ def _neighbours(coordinate: jax.Array, size: Any) -> _Neighbours:
     (jnp.where(first, 1 - distance, 0.0), jnp.where(second, distance, 0.0)),
     (jnp.where(first, -1.0, 0.0), jnp.where(second, 1.0, 0.0)),
   )
+
+
+# --- On the TPU ----------------------------------------------------------------------------------
+
+
+def _by_quads(
+  value: jax.Array, level_sizes: Sizes, locations: jax.Array, weights: jax.Array
+) -> jax.Array:
+  """Reads the four cells of a sample at once, from a map that holds them side by side.
+
+  A TPU stores and moves 128 numbers where a row has 32. With four cells in a row none is wasted: by
+  the compiler's account value and gradients move a third of the reference form's bytes.
+  """
+  total, start = 0.0, 0
+  for level, (rows, cols) in enumerate(level_sizes):
+    x = _neighbours(locations[:, :, level, :, 0], cols)
+    y = _neighbours(locations[:, :, level, :, 1], rows)
+    quads = _quads(value[:, start : start + rows * cols], rows, cols)
+    cells = _gather(quads, (y.lower + 1) * (cols + 1) + x.lower + 1)  # (B, M, P, Q, 4 D)
+    shares = [weights[:, :, level] * y.shares[i] * x.shares[j] for i, j in _CORNERS]
+    shares = jnp.repeat(jnp.stack(shares, axis=-1), value.shape[-1], axis=-1)
+    total = total + jnp.sum(shares * cells.astype(jnp.float32), axis=2)
+    start += rows * cols
+  total = jnp.sum(total.reshape(*total.shape[:-1], len(_CORNERS), -1), axis=-2)
+  return total.swapaxes(1, 2)
+
+
+def _quads(tokens: jax.Array, rows: int, cols: int) -> jax.Array:
+  """A level's tokens (B, rows cols, M, D) -> (B, (rows + 1) (cols + 1), M, 4 D).
+
+  From the quad around the upper left corner, three of whose cells are outside and zero.
+  """
+  batch, _, heads, channels = tokens.shape
+  grid = tokens.reshape(batch, rows, cols, heads, channels)
+  grid = jnp.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+  quads = [grid[:, i : i + rows + 1, j : j + cols + 1] for i, j in _CORNERS]
+  return jnp.concatenate(quads, axis=-1).reshape(batch, -1, heads, 4 * channels)
 
 
 # --- On the CPU ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Deformable attention: official outputs and gradients, both forms, edges, and sharding."""
+"""Deformable attention: official outputs and gradients, all forms, edges, and sharding."""
 
 from __future__ import annotations
 
@@ -38,8 +38,14 @@ def program(form, sizes):
 
 
 def on_gpu(*args):
-  """The form for accelerators, through the dispatch."""
+  """The form for GPUs, through the dispatch."""
   with target_platform("gpu"):
+    return deformable_attention(*args)
+
+
+def on_tpu(*args):
+  """The form for TPUs, through the dispatch."""
+  with target_platform("tpu"):
     return deformable_attention(*args)
 
 
@@ -68,7 +74,9 @@ def assert_same(found, expected, tolerance=1e-5):
     )
 
 
-@pytest.mark.parametrize("form", [deformable_attention, on_gpu, deformable_attention_reference])
+@pytest.mark.parametrize(
+  "form", [deformable_attention, on_gpu, on_tpu, deformable_attention_reference]
+)
 def test_official_values_and_gradients(form):
   with np.load(GOLDEN / "pixel_decoder.npz") as file:
     golden = {key.removeprefix("sampling/"): file[key] for key in file if "sampling/" in key}
@@ -101,11 +109,12 @@ def test_official_values_and_gradients(form):
   ],
   ids=["edges", "one cell", "steps"],
 )
-def test_the_form_for_the_cpu_is_the_reference_form(sizes, shape, monkeypatch):
+def test_the_forms_are_the_reference_form(sizes, shape, monkeypatch):
   monkeypatch.setattr(deformable, "_STEP_QUERIES", 128)
   arguments = inputs(sizes, **shape)
   expected = program(deformable_attention_reference, sizes)(*arguments)
-  assert_same(program(deformable_attention, sizes)(*arguments), expected)
+  for form in (deformable_attention, on_tpu):
+    assert_same(program(form, sizes)(*arguments), expected)
 
 
 def test_half_a_pixel_outside_has_half_the_weight():
@@ -114,12 +123,12 @@ def test_half_a_pixel_outside_has_half_the_weight():
   locations = np.stack([x + 0.5, np.full_like(x, 0.5)])[None, None, None, None]
   value, weights = np.full((1, 1, 1, 1), 8.0), np.ones((1, 1, 1, 1, len(x)), np.float32)
   arguments = [jnp.asarray(x, jnp.float32) for x in (value, locations, weights)]
-  for form in (deformable_attention, deformable_attention_reference):
+  for form in (deformable_attention, on_tpu, deformable_attention_reference):
     out = jax.jit(lambda v, x, w, form=form: form(v, ((1, 1),), x, w))(*arguments)
     np.testing.assert_allclose(out[0, :, 0, 0], [0, 0, 2, 4, 8, 6, 4, 0, 0, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("form", [deformable_attention, on_gpu])
+@pytest.mark.parametrize("form", [deformable_attention, on_gpu, on_tpu])
 def test_sampling_is_float32_of_any_values(form):
   sizes = ((3, 5), (2, 2))
   value, *rest = inputs(sizes, batch=1, queries=9)
@@ -131,7 +140,7 @@ def test_sampling_is_float32_of_any_values(form):
   np.testing.assert_allclose(found[1].astype(jnp.float32), expected[1], atol=0.05, rtol=0.01)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_a_sharded_batch_is_not_gathered(platform):
   sizes = ((3, 4), (2, 2))
   arguments = inputs(sizes, batch=4, queries=16, heads=2, channels=4)
