@@ -5,7 +5,8 @@ trained on the real benchmark, which is behind a request form; docs/results.md h
 clips in its layout.
 
 Only the first frame of a training clip has a mask. `r50` starts from ImageNet's ResNet-50 and
-VGGish's official weights, `lite` from nothing; `r50_avsegformer` is AVSegFormer's recipe.
+VGGish's official weights, `lite` from nothing or from EfficientNet-Lite0 (docs/results.md);
+`r50_avsegformer` is AVSegFormer's recipe.
 
   python train.py --config=configs/avesformer/s4.py:r50 --workdir=runs/s4 --config.data.root=DIR
 """
