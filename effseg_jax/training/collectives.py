@@ -85,7 +85,10 @@ def read_collectives(program: Program, mesh: Mesh) -> list[Collective]:
     )
     if kind == "all-gather":
       arrays = tuple(
-        ArrayType(array.dtype, (size, *array.shape), array.memory_space) for array in arrays
+        ArrayType(
+          array.dtype, (size, *array.shape), array.memory_space, (size, *array.stored_shape)
+        )
+        for array in arrays
       )
     nbytes = sum(array.nbytes for array in arrays)
     axes = tuple(

@@ -21,6 +21,7 @@ _CALLED = re.compile(
   r"\b(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.$-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TILES = re.compile(r"\{([0-9,]*):T\(([0-9,]+)\)")
 _MEMORY_SPACE = re.compile(r"S\((\d+)\)")
 _REFERENCE = re.compile(r"%([\w.$-]+)")
 
@@ -40,16 +41,23 @@ class ArrayType:
     dtype: XLA's name, `f32` say.
     shape: of the array on one device.
     memory_space: 0: the device's main memory; others are on the chip, or of the host.
+    stored_shape: with the padding of a TPU's tiles, 8 x 128 mostly.
   """
 
   dtype: str
   shape: tuple[int, ...]
-  memory_space: int = 0
+  memory_space: int
+  stored_shape: tuple[int, ...]
 
   @property
   def nbytes(self) -> int:
     """Bytes without padding."""
     return math.prod(self.shape) * _bits(self.dtype) // 8
+
+  @property
+  def stored_bytes(self) -> int:
+    """Bytes with padding: what is moved."""
+    return math.prod(self.stored_shape) * _bits(self.dtype) // 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +165,8 @@ class Program:
   def main_memory_bytes(self) -> int:
     """Bytes that one device reads from and writes to its main memory in one run.
 
-    An estimate: each operation reads what it needs of its operands and writes its result once;
-    padding of layouts is not counted.
+    An estimate: each operation reads what it needs of its operands and writes its result once,
+    with the padding of their layouts.
     """
     total = 0
     for name, instructions in self.computations.items():
@@ -235,7 +243,20 @@ def _read_arrays(text: str) -> Iterator[ArrayType]:
   for dtype, sizes, layout in _ARRAY.findall(text):
     space = _MEMORY_SPACE.search(layout)
     shape = tuple(int(size) for size in sizes.split(",") if size)
-    yield ArrayType(dtype, shape, int(space.group(1)) if space else 0)
+    memory_space = int(space.group(1)) if space else 0
+    yield ArrayType(dtype, shape, memory_space, _stored_shape(shape, layout))
+
+
+def _stored_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+  """`{1,2,0:T(8,128)}`: axis 1 is stored in whole 128s, and axis 2 in whole 8s."""
+  match = _TILES.match(layout)
+  if not match or not match.group(1):
+    return shape
+  axes, tiles = (group.split(",") for group in match.groups())
+  stored = list(shape)
+  for axis, tile in zip(axes, reversed(tiles), strict=False):
+    stored[int(axis)] += -stored[int(axis)] % int(tile)
+  return tuple(stored)
 
 
 def _closing(text: str, opening: int) -> int:
@@ -256,7 +277,7 @@ def _bits(dtype: str) -> int:
 
 
 def _main_memory(arrays: Sequence[ArrayType]) -> int:
-  return sum(array.nbytes for array in arrays if array.memory_space == 0)
+  return sum(array.stored_bytes for array in arrays if array.memory_space == 0)
 
 
 def _moved(start: Instruction, scope: Mapping[str, Instruction]) -> int:
@@ -269,8 +290,8 @@ def _moved(start: Instruction, scope: Mapping[str, Instruction]) -> int:
   for array in sources:
     if array in made:
       made.remove(array)
-  made = [array for array in made if array.nbytes > 4]  # semaphores
-  part = min(sum(array.nbytes for array in arrays) for arrays in (sources, made or sources))
+  made = [array for array in made if array.stored_bytes > 4]  # semaphores
+  part = min(sum(array.stored_bytes for array in arrays) for arrays in (sources, made or sources))
   return min(part, _main_memory(sources)) + min(part, _main_memory(made))
 
 
@@ -280,7 +301,7 @@ def _needed_part(
   """Bytes that are read of an operand, where that is not all of it."""
   reading = ("slice", "dynamic-slice", "gather")
   if body is None:
-    part = sum(array.nbytes for array in instruction.result)
+    part = sum(array.stored_bytes for array in instruction.result)
     return part if instruction.opcode in reading and index == 0 else None
   parameter = next(
     (
@@ -295,7 +316,7 @@ def _needed_part(
     user.opcode not in reading or user.operands[0] != parameter for user in users
   ):
     return None
-  return sum(array.nbytes for user in users for array in user.result)
+  return sum(array.stored_bytes for user in users for array in user.result)
 
 
 def _updated_part(
@@ -305,7 +326,7 @@ def _updated_part(
   if body is None:
     if instruction.opcode != "dynamic-update-slice":
       return None
-    return 0, sum(array.nbytes for array in scope[instruction.operands[1]].result)
+    return 0, sum(array.stored_bytes for array in scope[instruction.operands[1]].result)
   inner = {line.name: line for line in body}
   root = next(line for line in body if line.is_root)
   while root.opcode == "bitcast":
@@ -318,4 +339,4 @@ def _updated_part(
   number = re.match(r"(\d+)\)", target.attributes)
   if target.opcode != "parameter" or not number:
     return None
-  return int(number.group(1)), sum(array.nbytes for array in inner[root.operands[1]].result)
+  return int(number.group(1)), sum(array.stored_bytes for array in inner[root.operands[1]].result)

@@ -123,6 +123,22 @@ def test_traffic_counts_loops_and_what_is_read_of_an_array():
   assert 2 * 50 * 4000 <= moved <= 8 * 50 * 4000
 
 
+def test_traffic_counts_the_padding_of_tiles():
+  text = """
+HloModule m
+
+ENTRY %main (x: f32[300,4,32]) -> bf16[4,300,32] {
+  %x = f32[300,4,32]{0,2,1:T(8,128)} parameter(0)
+  ROOT %y = bf16[4,300,32]{2,1,0:T(8,128)(2,1)S(1)} convert(%x)
+}
+"""
+  program = read_program(text)
+  (x,), (y,) = (line.result for line in program.computations["main"])
+  assert (x.nbytes, x.stored_bytes) == (4 * 300 * 4 * 32, 4 * 384 * 4 * 32)
+  assert (y.nbytes, y.stored_bytes) == (2 * 4 * 300 * 32, 2 * 4 * 304 * 128)
+  assert program.main_memory_bytes() == x.stored_bytes  # the result is on the chip
+
+
 def _spectral():
   config = small_config.get_config()
   config.model.name = "afformer_tiny_fft"
