@@ -49,7 +49,7 @@ class ClassificationTask:
     return len(self.classes)
 
   def augment(self, batch: Batch, rng: jax.Array) -> Batch:
-    """Normalises, then mixes each image with the one opposite in the batch.
+    """Normalises, then mixes each image with a neighbour in the batch.
 
     Args:
       batch: `image` uint8 (B, H, W, 3), `valid_size`, `label` int32 (B,).
@@ -74,8 +74,8 @@ class ClassificationTask:
     share = jnp.where(cut, 1.0 - jnp.mean(box), share)
     return {
       **batch,
-      "image": images * keep + images[::-1] * (1.0 - keep),
-      "target": target * share + target[::-1] * (1.0 - share),
+      "image": images * keep + _neighbours(images) * (1.0 - keep),
+      "target": target * share + _neighbours(target) * (1.0 - share),
     }
 
   def model_inputs(self, batch: Batch) -> tuple[jax.Array]:
@@ -117,6 +117,16 @@ class ClassificationTask:
     matrix = ConfusionMatrix(self.num_classes)
     matrix.update(counts)
     return {"top1": matrix.pixel_accuracy()}
+
+
+def _neighbours(x: jax.Array) -> jax.Array:
+  """Examples 1, 0, 3, 2, ... of (B, ...): neighbours, because they are on the same device.
+
+  The last one of an odd batch is its own.
+  """
+  even = x.shape[0] // 2 * 2
+  swapped = x[:even].reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(even, *x.shape[1:])
+  return swapped if even == x.shape[0] else jnp.concatenate([swapped, x[even:]])
 
 
 def _random_box(rng: jax.Array, size: tuple[int, int], area: jax.Array) -> jax.Array:

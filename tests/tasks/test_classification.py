@@ -3,8 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from effseg_jax.tasks.classification import ClassificationTask
+from effseg_jax.training.collectives import read_collectives
+from effseg_jax.training.program import read_program
 
 SIZE = 16
 
@@ -52,6 +55,26 @@ def test_image_and_target_are_mixed_in_the_same_share(batch, options):
     kinds.add(len(np.unique(result["image"][1].round(5))) > 1)
   if "cutmix" not in options:
     assert kinds == {False}
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_neighbours_are_mixed(batch, count):
+  batch = {key: np.resize(value, (count, *value.shape[1:])) for key, value in batch.items()}
+  batch["label"] = np.arange(count, dtype=np.int32)
+  task = ClassificationTask(tuple("abcde"), mixup=0.8)
+  targets = jax.jit(task.augment)(batch, jax.random.key(0))["target"]
+  partners = [1, 0, 3, 2, 4][:count] if count > 1 else [0]
+  expected = np.eye(5)[np.arange(count)] + np.eye(5)[partners]
+  np.testing.assert_array_equal(np.asarray(targets) > 0, expected > 0)
+
+
+def test_mixing_stays_on_a_device(batch):
+  batch = {key: np.concatenate([value, value]) for key, value in batch.items()}
+  mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+  batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+  augment = jax.jit(_task(mixup=0.8, cutmix=1.0).augment)
+  program = augment.lower(batch, jax.random.key(0)).compile()
+  assert read_collectives(read_program(program.as_text()), mesh) == []
 
 
 def test_loss_is_the_cross_entropy(batch):
