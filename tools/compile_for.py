@@ -263,7 +263,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("topology", "v5e:4x4", "The slice: v4, v5e, v5p, v6e or TPU7x, and chips.")
   flags.DEFINE_string("table", None, "Complete the table of all experiments in this document.")
-  flags.DEFINE_string("only", "", "With --table: rows whose experiment contains this.")
+  flags.DEFINE_string("only", "", "With --table: rows whose experiment and slice contain this.")
   flags.DEFINE_bool("again", False, "With --table: compile also what the table has.")
 
 

@@ -41,9 +41,14 @@ ROWS: Mapping[str, Sequence[str]] = {
   "configs/proscale/ade20k_panoptic.py:r50,333": ("v5e:4x4",),
   "configs/proscale/ade20k_semantic.py:swin_tiny,333": ("v5e:4x4",),
   "configs/proscale/cityscapes_panoptic.py:swin_tiny,333": ("v5e:4x4",),
+  "configs/proscale/synthetic.py:r50,111": ("v5e:2x4",),
+  "configs/proscale/overfit.py:swin_tiny,111": ("v5e:1x1",),
+  "configs/eco_m2f/coco_panoptic.py:swin_tiny": ("v5e:4x4",),
+  "configs/eco_m2f/synthetic.py:r50": ("v5e:2x4",),
   "configs/avesformer/s4.py:r50": ("v5e:4x4",),
   "configs/avesformer/ms3.py:r50": ("v5e:4x4",),
   "configs/avesformer/avss.py:r50": ("v5e:4x4",),
+  "configs/avesformer/synthetic.py:lite": ("v5e:2x4",),
 }
 
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -58,19 +63,28 @@ def complete(document: Path, *, only: str = "", again: bool = False) -> None:
 
   Args:
     document: a Markdown file with the two comment lines between which the table stands.
-    only: rows whose experiment and slice contain this.
+    only: rows whose experiment and slice, as the table names them, contain this.
     again: compile rows that are there, too.
 
   Raises:
-    UserError: if the document has no place for the table.
+    UserError: if the document has no place for the table, or no row is called so.
   """
   rows = read_rows(document)
   write_table(document, rows)
-  for config, topologies in ROWS.items():
-    for topology in topologies:
-      key = f"{config} {topology}"
-      if only not in key or (key in rows and not again):
-        continue
+  chosen = [
+    (config, topology)
+    for config, topologies in ROWS.items()
+    for topology in topologies
+    if only in f"{_experiment(config)} {topology}"
+  ]
+  if not chosen:
+    raise UserError(
+      f"--only={only}: no row of the table is called so; expected a part of"
+      " 'afformer/ade20k:tiny v5e:4x4', for example."
+    )
+  for config, topology in chosen:
+    key = f"{config} {topology}"
+    if again or key not in rows:
       print(f"compiling {key} ...", flush=True)
       try:
         account = account_for(load_config(config, None), config, topology)
@@ -113,12 +127,11 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _cells(a: Account) -> list[str]:
-  experiment = re.sub(r"^configs/(.*)\.py", r"\1", a.config)
   choices = [a.dtype] * (a.dtype != "float32") + ["remat"] * a.remat
   choices += [f"{a.accumulate} parts"] * (a.accumulate > 1)
   memory = f"{a.peak_bytes / 2**30:.2f} of {a.hbm_bytes / 2**30:.0f}"
   cells = [
-    f"`{experiment}`" + (f" {', '.join(choices)}" if choices else ""),
+    f"`{_experiment(a.config)}`" + (f" {', '.join(choices)}" if choices else ""),
     a.topology,
     f"{a.global_batch} ({a.global_batch / a.devices:g})",
     f"{a.parameters / 1e6:.1f} M",
@@ -136,6 +149,11 @@ def _cells(a: Account) -> list[str]:
     f"{sum(entry[3] for entry in a.collectives) / 1e6:.1f}",
     f"{a.compile_seconds:.0f} ({a.compile_cpu_seconds:.0f})",
   ]
+
+
+def _experiment(config: str) -> str:
+  """configs/afformer/ade20k.py:tiny -> afformer/ade20k:tiny."""
+  return re.sub(r"^configs/(.*)\.py", r"\1", config)
 
 
 def _rows_file(document: Path) -> Path:

@@ -110,7 +110,11 @@ def test_the_table_is_completed_row_by_row(tmp_path, monkeypatch, capsys):
   assert [name.count("synthetic") for name in calls] == [0, 1, 0, 1]
   compile_table.complete(document, only="ade20k", again=True)
   assert calls[-1] == "configs/afformer/ade20k.py:tiny"
+  compile_table.complete(document, only="afformer/ade20k:tiny v5e", again=True)
+  assert len(calls) == 6
   assert document.read_text() == text
+  with pytest.raises(UserError, match="no row of the table"):
+    compile_table.complete(document, only="ade21k")
 
 
 def test_a_document_without_a_place_for_the_table(tmp_path):
@@ -123,6 +127,14 @@ def test_a_document_without_a_place_for_the_table(tmp_path):
 
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_every_experiment_has_a_row():
+  files = {f"configs/{path.parent.name}/{path.name}" for path in (ROOT / "configs").glob("*/*.py")}
+  trained = {name for name in files if not name.endswith("__init__.py") and "/sweeps/" not in name}
+  assert trained == {name.partition(":")[0] for name in compile_table.ROWS}
+
+
 COUNTS = {
   "afformer/ade20k.py:base": 150,
   "afformer/imagenet.py:base": 1000,
