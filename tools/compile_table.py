@@ -15,7 +15,7 @@ from typing import Any
 
 from effseg_jax.errors import UserError
 from tools.benchmark_data import load_config
-from tools.compile_for import Account, account_for
+from tools.compile_account import Account, account_for
 
 # Experiment -> slices. Where the published batch is 8, eight chips take one example each.
 ROWS: Mapping[str, Sequence[str]] = {

@@ -16,7 +16,7 @@ from input_pipeline.loader import TrainBatches
 from tests import command
 from tools import compile_table
 from tools.benchmark_data import load_config
-from tools.compile_for import Account, page
+from tools.compile_account import Account, page
 
 ACCOUNT = Account(
   config="configs/afformer/ade20k.py:tiny",
