@@ -131,7 +131,11 @@ def trace_step(config: ConfigDict, dataset: Any, mesh: Mesh) -> TracedStep:
 
 
 def compile_step(step: TracedStep) -> CompiledStep:
-  """Compiles; a step that needs more memory than there is comes back with an `error`."""
+  """Compiles; a step that needs more memory than there is comes back with an `error`.
+
+  Raises:
+    UserError: if jax cannot read what another version of libtpu has compiled.
+  """
   begin, begin_cpu = time.monotonic(), _cpu_seconds()
   try:
     with _without_cache(step.mesh):
@@ -145,7 +149,7 @@ def compile_step(step: TracedStep) -> CompiledStep:
   seconds, cpu = time.monotonic() - begin, _cpu_seconds() - begin_cpu
   memory = compiled.memory_analysis()
   held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-  program = read_program(compiled.as_text())
+  program = read_program(_text(compiled))
   return CompiledStep(
     held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
     memory.temp_size_in_bytes,
@@ -155,6 +159,16 @@ def compile_step(step: TracedStep) -> CompiledStep:
     seconds,
     cpu,
   )
+
+
+def _text(compiled: jax.stages.Compiled) -> str:
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    raise UserError(
+      f"jax cannot read the compiled program ({str(error).splitlines()[0]}); pip install 'jax[tpu]'"
+      " installs the libtpu that this jax knows."
+    ) from None
 
 
 @contextlib.contextmanager

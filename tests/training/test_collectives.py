@@ -303,3 +303,21 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match="pip install"):
     topologies.find_topology("v5e:4x4")
+
+
+def test_a_program_of_another_libtpu_ends_in_one_line():
+  class Foreign:
+    def compile(self):
+      return self
+
+    def memory_analysis(self):
+      return jax.jit(lambda x: x).lower(1.0).compile().memory_analysis()
+
+    def as_text(self):
+      raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\n*** stack trace ***")
+
+  mesh = jax.make_mesh((1,), ("data",))
+  step = ahead_of_time.TracedStep(mesh, None, {}, 0, Foreign(), 0.0)
+  with pytest.raises(UserError, match=r"cannot read .*RET_CHECK failure\); pip install") as caught:
+    ahead_of_time.compile_step(step)
+  assert "\n" not in str(caught.value)
