@@ -2,6 +2,8 @@ r"""Times our models beside their PyTorch originals, and the parts that our spee
 
   python tools/benchmark.py                                   # forward pass, tiny, 512x512
   python tools/benchmark.py --model=afformer_base --against=afformer_base_fft
+  python tools/benchmark.py --model=proscale_swin_tiny --against=mask2former_swin_tiny \
+    --size=800x1088 --num_classes=133                         # beside Hugging Face's Mask2Former
   python tools/benchmark.py --train                           # training step, tiny, 4x256x256
   python tools/benchmark.py --filters                         # Fourier transforms or shifts?
   python tools/benchmark.py --ops                             # single operations
@@ -36,6 +38,14 @@ PEERS = {
   "torch_channels_last": ("PyTorch channels_last", ("torch",)),
   "torch_compile": ("PyTorch torch.compile", ("torch",)),
   "segformer_b0": ("SegFormer-B0 (transformers)", ("torch", "transformers")),
+  "mask2former": ("Mask2Former (transformers)", ("torch", "transformers")),
+}
+# Beginning of a model's name -> the peers that do something comparable.
+_PEERS_OF = {
+  "afformer": ("torch", "torch_channels_last", "torch_compile", "segformer_b0"),
+  "mask2former": ("mask2former",),
+  "proscale": ("mask2former",),
+  "eco_m2f": ("mask2former",),
 }
 DTYPES = ("float32", "bfloat16")
 MODES = ("train", "filters", "ops", "data")
@@ -77,8 +87,7 @@ def specs(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], list[str
     _require_known("dtype", dtype or args.dtype, DTYPES)
     chosen[text] = {"contender": "ours", "model": model, "dtype": dtype or args.dtype, **common}
   missing = []
-  for peer in [*_words(args.peers), *(["torch_compile"] if args.compile else [])]:
-    _require_known("peer", peer, PEERS)
+  for peer in _peers(args):
     title, packages = PEERS[peer]
     absent = [package for package in packages if importlib.util.find_spec(package) is None]
     if absent:
@@ -89,10 +98,30 @@ def specs(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], list[str
   return chosen, missing
 
 
+def _peers(args: argparse.Namespace) -> list[str]:
+  """The names of the peers that were asked for, or those that suit the model.
+
+  Raises:
+    UserError: if a peer is unknown, or one for models of another kind.
+  """
+  family = next((name for name in _PEERS_OF if args.model.startswith(name)), None)
+  if family is None or (args.train and family != "afformer"):
+    kinds = "afformer_*" if args.train else ", ".join(f"{name}_*" for name in _PEERS_OF)
+    raise UserError(f"--model={args.model} is not timed here; expected one of {kinds}.")
+  known = _PEERS_OF[family]
+  if args.peers == "auto":
+    return [peer for peer in known if peer != "torch_compile" or args.compile]
+  peers = [*_words(args.peers), *(["torch_compile"] if args.compile else [])]
+  for peer in peers:
+    _require_known("peer", peer, known)
+  return peers
+
+
 def run_race(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
   """Times models or training steps; returns the text to print and all numbers."""
   chosen, notes = specs(args)
-  reference = args.reference or ("torch" if "torch" in chosen else args.model)
+  peers = [name for name in chosen if name in PEERS]
+  reference = args.reference or next(iter(peers), args.model)
   _require_known("--reference", reference, chosen)
   worker = [sys.executable, "-m", "tools.benchmark_contenders"]
   environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # contenders share an accelerator
@@ -265,8 +294,7 @@ def _parser() -> argparse.ArgumentParser:
   models = parser.add_argument_group("models: forward passes, and --train")
   models.add_argument("--model", default="afformer_tiny", help="ours")
   models.add_argument("--against", default="", help="more of ours: name[:dtype],...")
-  peers = "torch,torch_channels_last,segformer_b0"
-  models.add_argument("--peers", default=peers, help="of PyTorch; empty: none")
+  models.add_argument("--peers", default="auto", help="of PyTorch, with commas; empty: none")
   models.add_argument("--compile", action="store_true", help="torch.compile is a peer, too")
   models.add_argument("--reference", default="", help="of the ratios: a peer or one of ours")
   models.add_argument("--size", default="", help="rows x columns: 512x512, with --train 256x256")

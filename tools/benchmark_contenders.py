@@ -19,7 +19,7 @@ import numpy as np
 
 from effseg_jax import platform
 
-PEERS = ("torch", "torch_channels_last", "torch_compile", "segformer_b0")
+PEERS = ("torch", "torch_channels_last", "torch_compile", "segformer_b0", "mask2former")
 IGNORE_LABEL = 255
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 
@@ -30,7 +30,8 @@ class Spec:
 
   Attributes:
     contender: "ours" or one of `PEERS`.
-    model: name in `effseg_jax.list_models()`; peers are the original of that model.
+    model: name in `effseg_jax.list_models()`; peers are the original of that model, or another on
+      the same backbone.
     rows: of an image.
     cols: of an image.
     batch: images per call.
@@ -108,7 +109,7 @@ def _ours(spec: Spec) -> Contender:
 
 
 def _our_forward(spec: Spec) -> tuple[Callable[[], Any], float, Any]:
-  """Normalised images -> logits, parameters as arguments."""
+  """Normalised images -> logits, those of the last layer; parameters are arguments."""
   import jax
   import jax.numpy as jnp
 
@@ -118,7 +119,14 @@ def _our_forward(spec: Spec) -> tuple[Callable[[], Any], float, Any]:
   model = effseg_jax.create_model(spec.model, num_classes=spec.num_classes, dtype=spec.dtype)
   images = jnp.asarray(example(spec)[0], jnp.float32) / 128.0 - 1.0
   variables = _made_up(model_shapes(model, (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),)))
-  forward = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+
+  @jax.jit
+  def forward(variables: Any, images: jax.Array) -> Any:
+    outputs = model.apply(variables, images, train=False)
+    if isinstance(outputs, dict):  # universal; "aux" is for training
+      outputs = {name: outputs[name] for name in ("class_logits", "mask_logits")}
+    return outputs
+
   start = time.perf_counter()
   compiled = forward.lower(variables, images).compile()
   return lambda: compiled(variables, images), time.perf_counter() - start, compiled
@@ -240,9 +248,33 @@ def _peer_model(spec: Spec) -> Any:
       num_labels=spec.num_classes,
     )
     return SegformerForSemanticSegmentation(config)
+  if spec.contender == "mask2former":
+    return _mask2former(spec)
   from tools.peers import afformer_torch
 
   return afformer_torch.AFFormerTorch(original_of(spec.model), spec.num_classes)
+
+
+def _mask2former(spec: Spec) -> Any:
+  """Hugging Face's Mask2Former on the backbone of our model."""
+  from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    ResNetConfig,
+    SwinConfig,
+  )
+
+  stages = [f"stage{number}" for number in range(1, 5)]
+  if spec.model.endswith("_r50"):
+    backbone = ResNetConfig(
+      depths=[3, 4, 6, 3], hidden_sizes=[256, 512, 1024, 2048], out_features=stages
+    )
+  else:
+    backbone = SwinConfig(
+      embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], out_features=stages
+    )
+  config = Mask2FormerConfig(backbone_config=backbone, num_labels=spec.num_classes)
+  return Mask2FormerForUniversalSegmentation(config)
 
 
 def original_of(model: str) -> str:
