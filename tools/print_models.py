@@ -6,7 +6,8 @@ One multiply-accumulate counts as one. `products` are convolutions, linear layer
 `published` adds what the papers' counter (fvcore) adds: normalisations, poolings, resizes, the one
 of the logits to the image included. See `effseg_jax/models/flops.py`.
 
-For Mask2Former and PRO-SCALE a second table shows where the cost lies, by the published convention:
+For Mask2Former, PRO-SCALE and the exits of ECO-M2F a second table shows where the cost lies, by the
+published convention:
 
   python -m tools.print_models --pattern='*_swin_tiny' --size=800x1088 --num_classes=133
 """
@@ -26,6 +27,7 @@ _PARTS_HEADER = (
   *("encoder saved", "total saved"),
 )
 _DEPTHS = ((1, 1, 1), (2, 2, 2), (3, 3, 3))
+_EXITS = (2, 3, 4, 5)  # layers; after six it is Mask2Former
 
 
 def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
@@ -59,13 +61,13 @@ def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
     notes["avesformer_*:"] = "one frame and the sound of its second; no published convention"
   lines += [f"{mark} {note}" for mark, note in notes.items()]
   for backbone in ("r50", "swin_tiny"):
-    if {f"mask2former_{backbone}", f"proscale_{backbone}"} & set(names):
+    if {f"{family}_{backbone}" for family in ("mask2former", "proscale", "eco_m2f")} & set(names):
       lines += ["", *parts_table(backbone, size, num_classes)]
   return "\n".join(lines)
 
 
 def parts_table(backbone: str, size: tuple[int, int], num_classes: int) -> list[str]:
-  """What Mask2Former and PRO-SCALE cost, part by part and side by side.
+  """What Mask2Former, PRO-SCALE and ECO-M2F cost, part by part and side by side.
 
   Args:
     backbone: "r50" or "swin_tiny".
@@ -78,6 +80,7 @@ def parts_table(backbone: str, size: tuple[int, int], num_classes: int) -> list[
   """
   variants = {f"mask2former_{backbone}": {}}
   variants |= {f"proscale_{backbone} {depths}": {"proscale_layers": depths} for depths in _DEPTHS}
+  variants |= {f"eco_m2f_{backbone} after {n}": {"fixed_exit": n} for n in _EXITS}
   rows, reference = [_PARTS_HEADER], None
   for title, fields in variants.items():
     model = effseg_jax.create_model(title.split()[0], num_classes=num_classes, **fields)

@@ -116,9 +116,13 @@ def test_what_the_encoder_saves_stands_side_by_side():
   lines = print_models.parts_table("r50", (256, 256), 133)
   assert lines[0] == "GMACs published, r50: the network without post-processing"
   rows = [line.split() for line in lines[2:]]
-  assert [row[0] for row in rows] == ["mask2former_r50", *3 * ["proscale_r50"]]
-  assert [row[-2] for row in rows] == ["0.0%", "77.6%", "63.8%", "49.9%"]
-  assert rows[-1][1:5] == ["(3,", "3,", "3)", "45,368,839"]
+  names = ["mask2former_r50", *3 * ["proscale_r50"], *4 * ["eco_m2f_r50"]]
+  assert [row[0] for row in rows] == names
+  assert [row[-2] for row in rows[:4]] == ["0.0%", "77.6%", "63.8%", "49.9%"]
+  assert rows[3][1:5] == ["(3,", "3,", "3)", "45,368,839"]
+  assert rows[-1][1:4] == ["after", "5", "43,985,163"]
+  totals = [float(row[-6]) for row in rows[4:]]
+  assert totals == sorted(totals) and totals[-1] < float(rows[0][-6])
 
 
 def test_mistakes_are_one_line(capsys):
