@@ -155,6 +155,7 @@ def _panel(
   if marked:
     axes.set_ylim(bottom=0)
   # Written beside the axes, in the order of the lines' ends, and apart from one another.
+  axes.get_ylim()  # without which the limits are not yet those of the lines
   height = lambda end: axes.transLimits.transform(axes.transScale.transform((1, end[0])))[1]  # noqa: E731
   spacing, last = 0.06, -float("inf")
   for end in sorted(ends, key=height):
