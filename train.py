@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[
 
   with contextlib.ExitStack() as at_end:
     # The working directory, which is this run's alone.
-    log = RunLog(workdir, config.train.num_steps, config.train.batch_size)
+    log = RunLog(workdir, config.train.num_steps, config.train.batch_size, config.eval.best_by)
     at_end.callback(log.close)
     profiler = StepProfiler(profile, workdir)
     at_end.callback(profiler.close)
@@ -137,7 +137,7 @@ def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[
         with pace.pause("the evaluation"):
           result = evaluate(state.eval_variables(), on_batch=pace.touch)
           metrics = result.scalars
-          log.evaluation(step, metrics, config.eval.best_by)
+          log.evaluation(step, metrics)
           for name, image in result.pictures.items():
             pictures[name] = log.picture(step, name, image)
       with pace.pause("the checkpoint"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,13 +44,14 @@ class RunLog:
   files for TensorBoard, and pictures as PNG under `pictures/`.
   """
 
-  def __init__(self, workdir: str | Path, num_steps: int, batch_size: int):
+  def __init__(self, workdir: str | Path, num_steps: int, batch_size: int, best_by: str):
     """Claims the working directory and opens the files for appending; every process does.
 
     Args:
       workdir: created if it is missing.
       num_steps: length of the run, for the time left.
       batch_size: images per step over all processes, for images/s.
+      best_by: the metric of which the best value so far is told.
 
     Raises:
       UserError: if the folder cannot be written to, or another run uses it.
@@ -57,13 +59,14 @@ class RunLog:
     self._workdir = Path(workdir)
     self._num_steps, self._batch_size = num_steps, batch_size
     self._active = jax.process_index() == 0
-    self._best: dict[str, float] = {}
+    self._best_by, self._best = best_by, -math.inf
     found = None
     if self._active:
       try:
         self._claim = Claim(self._workdir)
         with self._writing():
           self._jsonl = _continue_lines(self._workdir / "metrics.jsonl")
+          self._best = _largest(self._workdir / "metrics.jsonl", f"eval/{best_by}")
           self._events = _EventFile(self._workdir)
       except UserError as error:
         found = error
@@ -92,7 +95,8 @@ class RunLog:
     first = [name for name in _FIRST if name in scalars]
     order = first + [name for name in scalars if name not in first]
     shown = "  ".join(f"{name} {_short(name, scalars[name])}" for name in order)
-    best = "".join(f"  best {name} {_short(name, v)}" for name, v in self._best.items())
+    name, value = self._best_by, self._best
+    best = f"  best {name} {_short(name, value)}" if math.isfinite(value) else ""
     used = f"  {100 * cost[_MFU]:.0f}% of peak" if _MFU in cost else ""
     waiting = split.data / split.total
     waits = f"  {100 * waiting:.0f}% waiting for data" if waiting > 0.05 else ""
@@ -107,9 +111,9 @@ class RunLog:
     speeds = {"images_per_second": speed, **times, **cost, **chips.memory_in_use(device)}
     self._write("train", step, {**scalars, **speeds})
 
-  def evaluation(self, step: int, scalars: Mapping[str, float], best_by: str) -> None:
+  def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
     """Logs the metrics of an evaluation and remembers the best."""
-    self._best[best_by] = max(self._best.get(best_by, -1.0), scalars[best_by])
+    self._best = max(self._best, scalars[self._best_by])
     shown = "  ".join(f"{name} {_short(name, value)}" for name, value in scalars.items())
     self.text(f"step {step}  evaluation  {shown}")
     self._write("eval", step, scalars)
@@ -208,6 +212,15 @@ def _continue_lines(path: Path) -> TextIO:
     if content and not content.endswith(b"\n"):
       path.write_bytes(content[: content.rfind(b"\n") + 1])
   return path.open("a", encoding="utf-8")
+
+
+def _largest(path: Path, name: str) -> float:
+  """The largest value of a number in a file of lines; minus infinity if there is none."""
+  values = [-math.inf]
+  for line in path.read_text(encoding="utf-8").splitlines():
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # no line of ours, or without it
+      values.append(float(json.loads(line)[name]))
+  return max(values)
 
 
 def duration(seconds: float) -> str:
