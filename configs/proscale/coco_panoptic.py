@@ -12,8 +12,8 @@ Start from a backbone pretrained on ImageNet (Swin-T or ResNet-50 in their offic
     --config.data.root=data/coco --config.init_from=swin_tiny_patch4_window7_224.pth
 
 To try it on a laptop: --config.train.batch_size=1 --config.model.remat=True. Measured here with jax
-0.11 on a CPU core that was shared: 11 GB until the second step, compiling included, and 18 s a step;
-the evaluation that follows was not run to its end.
+0.11 on a CPU core that was shared: 11 GB until the second step, compiling included, and 18 s a
+step; the evaluation that follows was not run to its end.
 """
 
 from __future__ import annotations
