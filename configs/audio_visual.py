@@ -57,6 +57,7 @@ def avsbench(name: str, variant: str, *, epochs: int, clips: int, mask_loss: str
       "flip": 0.0,
       "photometric": False,
       "gain": 0.0,  # decibels
+      "pitch": 0,  # mel bands that the sound is moved by at most
       "stripes": (0, 0),  # mel bands and time steps muted at most
     }
   )
@@ -92,6 +93,7 @@ def from_scratch(config: ConfigDict) -> None:
   config.data.augment.flip = 0.5
   config.data.augment.photometric = True
   config.data.augment.gain = 6.0
+  config.data.augment.pitch = 4
   config.data.augment.stripes = (6, 12)
   config.optimizer.learning_rate = 5e-4
   config.optimizer.lr_rules = ()

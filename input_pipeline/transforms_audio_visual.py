@@ -165,6 +165,27 @@ class MuteStripes:
     return {**example, "log_mel": np.where(heard, patches, example["log_mel"])}
 
 
+@dataclasses.dataclass(frozen=True)
+class ShiftPitch:
+  """Moves the sound of a clip by whole mel bands, as if its source were smaller or larger.
+
+  Without it a model knows the recordings of its training by their exact pitch.
+
+  Attributes:
+    bands: the shift is drawn from plus or minus this many, of 64; the outermost band fills the gap.
+  """
+
+  bands: int
+
+  def __call__(self, example: Example, rng: Rng) -> Example:
+    """Changes the log-mel patches alone: all by the same shift; patches of padding stay 0."""
+    _require_patches(example, "pitch")
+    patches = example["log_mel"]
+    shift = int(rng.integers(-self.bands, self.bands + 1))
+    source = np.clip(np.arange(patches.shape[2]) - shift, 0, patches.shape[2] - 1)
+    return {**example, "log_mel": patches[:, :, source]}
+
+
 def _require_patches(example: Example, name: str) -> None:
   """Raises `UserError` if the sound of an example is embedded already."""
   if example["log_mel"].ndim != 3:
@@ -182,6 +203,7 @@ def audio_visual_transforms(
   flip: float = 0.0,
   photometric: bool = False,
   gain: float = 0.0,
+  pitch: int = 0,
   stripes: tuple[int, int] = (0, 0),
 ) -> list[Transform]:
   """The training transforms of audio-visual segmentation; the defaults change nothing but the size.
@@ -194,6 +216,7 @@ def audio_visual_transforms(
     flip: probability of `FlipFrames`.
     photometric: whether frames are distorted.
     gain: decibels of `SoundGain`; 0: none.
+    pitch: mel bands of `ShiftPitch`; 0: none.
     stripes: bands and steps of `MuteStripes`; (0, 0): none.
   """
   return [
@@ -201,6 +224,7 @@ def audio_visual_transforms(
     *([FlipFrames(flip)] if flip else []),
     *([DistortFrames(PhotometricDistortion())] if photometric else []),
     *([SoundGain(gain)] if gain else []),
+    *([ShiftPitch(pitch)] if pitch else []),
     *([MuteStripes(*stripes)] if any(stripes) else []),
   ]
 

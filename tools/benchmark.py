@@ -4,6 +4,8 @@ r"""Times our models beside their PyTorch originals, and the parts that our spee
   python tools/benchmark.py --model=afformer_base --against=afformer_base_fft
   python tools/benchmark.py --model=proscale_swin_tiny --against=mask2former_swin_tiny \
     --size=800x1088 --num_classes=133                         # beside Hugging Face's Mask2Former
+  python tools/benchmark.py --model=avesformer_lite --against=avesformer_r50 --size=224x224 \
+    --num_classes=1                                           # a frame with its second of sound
   python tools/benchmark.py --train                           # training step, tiny, 4x256x256
   python tools/benchmark.py --filters                         # Fourier transforms or shifts?
   python tools/benchmark.py --ops                             # single operations
@@ -46,6 +48,7 @@ _PEERS_OF = {
   "mask2former": ("mask2former",),
   "proscale": ("mask2former",),
   "eco_m2f": ("mask2former",),
+  "avesformer": (),
 }
 DTYPES = ("float32", "bfloat16")
 MODES = ("train", "filters", "ops", "data")

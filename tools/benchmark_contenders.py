@@ -22,6 +22,7 @@ from effseg_jax import platform
 PEERS = ("torch", "torch_channels_last", "torch_compile", "segformer_b0", "mask2former")
 IGNORE_LABEL = 255
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
+SECOND = 16_000  # samples, of which a frame's log-mel patch is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Spec:
       the same backbone.
     rows: of an image.
     cols: of an image.
-    batch: images per call.
+    batch: images per call; of an audio-visual model frames, each with its second of sound.
     num_classes: of the model.
     train: a whole training step instead of a forward pass.
     dtype: of the computation; the peers compute in bfloat16 by autocast.
@@ -109,27 +110,38 @@ def _ours(spec: Spec) -> Contender:
 
 
 def _our_forward(spec: Spec) -> tuple[Callable[[], Any], float, Any]:
-  """Normalised images -> logits, those of the last layer; parameters are arguments."""
+  """Normalised images, or frames and the sound of their seconds -> logits, those of the last layer.
+
+  Parameters are arguments. Sound is a waveform: its log-mel patch is made in the same program.
+  """
   import jax
   import jax.numpy as jnp
 
   import effseg_jax
+  from effseg_jax.ops.log_mel import log_mel
   from effseg_jax.training.state import model_shapes
 
   model = effseg_jax.create_model(spec.model, num_classes=spec.num_classes, dtype=spec.dtype)
-  images = jnp.asarray(example(spec)[0], jnp.float32) / 128.0 - 1.0
-  variables = _made_up(model_shapes(model, (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),)))
+  inputs = [jnp.asarray(example(spec)[0], jnp.float32) / 128.0 - 1.0]
+  shapes = [(1, 64, 64, 3)]
+  with_sound = spec.model.startswith("avesformer")
+  if with_sound:
+    noise = np.random.default_rng(1).standard_normal((spec.batch, SECOND))
+    inputs = [inputs[0][:, None], jnp.asarray(0.1 * noise, jnp.float32)]
+    shapes = [(1, 1, 64, 64, 3), (1, 1, 96, 64)]
+  shapes = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+  variables = _made_up(model_shapes(model, shapes))
 
   @jax.jit
-  def forward(variables: Any, images: jax.Array) -> Any:
-    outputs = model.apply(variables, images, train=False)
+  def forward(variables: Any, images: jax.Array, *waveform: jax.Array) -> Any:
+    outputs = model.apply(variables, images, *map(log_mel, waveform), train=False)
     if isinstance(outputs, dict):  # universal; "aux" is for training
       outputs = {name: outputs[name] for name in ("class_logits", "mask_logits")}
     return outputs
 
   start = time.perf_counter()
-  compiled = forward.lower(variables, images).compile()
-  return lambda: compiled(variables, images), time.perf_counter() - start, compiled
+  compiled = forward.lower(variables, *inputs).compile()
+  return lambda: compiled(variables, *inputs), time.perf_counter() - start, compiled
 
 
 def _made_up(shapes: Any) -> Any:
@@ -204,6 +216,7 @@ def _peer(spec: Spec) -> Contender:
 
   use_cuda = spec.device != "cpu" and torch.cuda.is_available()
   device = torch.device("cuda" if use_cuda else "cpu")
+  torch.set_float32_matmul_precision("high")  # on a GPU TF32, as XLA computes float32
   torch.manual_seed(0)
   model = _peer_model(spec).to(device)
   images, labels = example(spec)

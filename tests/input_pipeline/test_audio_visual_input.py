@@ -42,7 +42,14 @@ def make_example(seed, size):
 def test_masks_follow_the_frames(seed, size, fit):
   example = make_example(seed, size)
   steps = ta.audio_visual_transforms(
-    size=(16, 24), fit=fit, ratio=(0.6, 1.6), flip=0.5, photometric=False, gain=6, stripes=(8, 16)
+    size=(16, 24),
+    fit=fit,
+    ratio=(0.6, 1.6),
+    flip=0.5,
+    photometric=False,
+    gain=6,
+    pitch=3,
+    stripes=(8, 16),
   )
 
   def run():
@@ -133,3 +140,18 @@ def test_stripes_are_silent_and_padding_stays():
     assert not result[3].any()
     seen.add((int(bands[0].sum()), int(steps[0].sum())))
   assert len(seen) > 15
+
+
+def test_pitch_moves_whole_bands_of_all_patches_alike():
+  bands = np.arange(64, dtype=np.float32) + 1
+  example = {"log_mel": np.tile(bands, (4, 96, 1))}
+  example["log_mel"][3] = 0
+  shifts = set()
+  for seed in range(40):
+    result = ta.ShiftPitch(2)(example, np.random.default_rng(seed))["log_mel"]
+    shift = int(bands[32] - result[0, 0, 32])
+    expected = np.clip(bands - shift, 1, 64)  # the outermost band fills the gap
+    assert (result[:3] == expected).all()
+    assert not result[3].any()  # padding stays
+    shifts.add(shift)
+  assert shifts == {-2, -1, 0, 1, 2}

@@ -47,7 +47,8 @@ def test_a_ratio_above_one_is_faster():
     (["--peers=", "--reference=torch"], "afformer_tiny"),
     (["--model=proscale_r50", "--peers=torch"], "mask2former"),
     (["--model=proscale_r50", "--train"], "afformer_"),
-    (["--model=avesformer_lite"], "proscale_"),
+    (["--model=vggish"], "proscale_"),
+    (["--model=avesformer_lite", "--train"], "afformer_"),
     (["--device=tpu4"], "auto"),
     (["--filters", "--kernels=3,4"], "4 is even"),
     (["--filters", "--grids="], "positive numbers"),
@@ -119,8 +120,9 @@ def test_inputs_are_the_same_for_everybody():
   np.testing.assert_array_equal(images, benchmark_contenders.example(spec)[0])
 
 
-def test_our_forward_pass_runs_in_a_worker():
-  spec = {"contender": "ours", "model": "afformer_tiny", "rows": 32, "cols": 32, "batch": 1}
+@pytest.mark.parametrize("model", ["afformer_tiny", "avesformer_lite"])
+def test_our_forward_pass_runs_in_a_worker(model):
+  spec = {"contender": "ours", "model": model, "rows": 32, "cols": 32, "batch": 1}
   results, left_out = benchmark_race.race(
     {
       "ours": [
