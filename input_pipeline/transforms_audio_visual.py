@@ -19,7 +19,36 @@ Rng = np.random.Generator
 _FITS = ("stretch", "centre", "random")
 # What lies beyond a picture that was made smaller than the crop: the mean colour of ImageNet.
 _FILL = (124, 116, 104)
+_PER_FRAME = ("frames", "log_mel", "masks", "frame_weight", "valid_frames")
 _OFFSET = 0.01  # of the log-mel front-end, see `input_pipeline.audio`
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawFrames:
+  """Trains on some of a clip's frames, each with its own second of sound.
+
+  Frames of a clip are much alike, and the models see each by itself: the time is better spent on
+  more clips. Of single-source clips, of which only the first frame has a mask, the others would be
+  computed for nothing.
+
+  Attributes:
+    count: how many are drawn; those that have a mask come first.
+  """
+
+  count: int
+
+  def __call__(self, example: Example, rng: Rng) -> Example:
+    """Keeps `count` frames in their order, and the sound, masks and weights that go with them."""
+    weight = example["frame_weight"]
+    if self.count > len(weight):
+      raise UserError(
+        f"data.augment.frames is {self.count}; {example['name']} has {len(weight)}; expected that"
+        " many at most, or 0: all."
+      )
+    order = rng.permutation(len(weight))
+    masked_first = order[np.argsort(weight[order] == 0, kind="stable")]
+    chosen = np.sort(masked_first[: self.count])
+    return {**example, **{key: example[key][chosen] for key in _PER_FRAME}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +227,7 @@ def _require_patches(example: Example, name: str) -> None:
 def audio_visual_transforms(
   *,
   size: tuple[int, int],
+  frames: int = 0,
   fit: str = "stretch",
   ratio: tuple[float, float] = (1.0, 1.0),
   flip: float = 0.0,
@@ -210,6 +240,7 @@ def audio_visual_transforms(
 
   Args:
     size: rows and columns of the result.
+    frames: of a clip, see `DrawFrames`; 0: all.
     fit: of `FitFrames`; AVSBench stretches S4 and MS3 (which have the right size already) and cuts
       the centre out in AVSS.
     ratio: of `FitFrames`.
@@ -220,6 +251,7 @@ def audio_visual_transforms(
     stripes: bands and steps of `MuteStripes`; (0, 0): none.
   """
   return [
+    *([DrawFrames(frames)] if frames else []),
     FitFrames(tuple(size), fit, tuple(ratio)),
     *([FlipFrames(flip)] if flip else []),
     *([DistortFrames(PhotometricDistortion())] if photometric else []),

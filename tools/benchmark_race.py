@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,9 @@ class Result:
   seconds: list[float] = dataclasses.field(default_factory=list)
   peak_bytes: int | None = None
   device_bytes: int | None = None
+
+
+_FATAL = re.compile(r"F\d{4} ")  # how absl's C++ logging begins a message that ends the process
 
 
 class WorkerFailed(Exception):
@@ -101,11 +105,15 @@ class Worker:
     return reply
 
   def _last_words(self) -> str:
-    """The last line it wrote to stderr, for a process that died without a reply."""
+    """What a process that died without a reply wrote last to stderr.
+
+    A failed check in XLA's C++ is followed by a trace of the stack; the check is what tells more.
+    """
     status = self._process.wait()
     self._errors.seek(0)
     lines = [line.strip() for line in self._errors if line.strip()]
-    return f"exit status {status}" + (f": {lines[-1]}" if lines else "")
+    fatal = [line for line in lines if _FATAL.match(line)]
+    return f"exit status {status}" + "".join(f": {line}" for line in (fatal or lines)[-1:])
 
 
 def race(

@@ -22,7 +22,8 @@ def get_config(variant: str = "r50") -> ConfigDict:
   Args:
     variant: `r50`, `r18`, `pvt_v2_b2`, `lite` or `r50_avsegformer`.
   """
-  config = audio_visual.avsbench("avss", variant, epochs=30, clips=8498, mask_loss="dice")
+  epochs = 150 if variant == "lite" else 30  # lite trains on one frame of a clip at a time
+  config = audio_visual.avsbench("avss", variant, epochs=epochs, clips=8498, mask_loss="dice")
   if config.data.augment.fit == "stretch":
     config.data.augment.fit = "centre"
   return config

@@ -22,8 +22,14 @@ def get_config(variant: str = "r50") -> ConfigDict:
   Args:
     variant: `r50`, `r18`, `pvt_v2_b2`, `lite` or `r50_avsegformer`.
   """
-  loss = "bce_dice" if variant == "lite" else "dice"
-  config = audio_visual.avsbench("ms3", variant, epochs=60, clips=296, mask_loss=loss)
+  lite = variant == "lite"  # which trains on one frame of a clip at a time
+  config = audio_visual.avsbench(
+    "ms3",
+    variant,
+    epochs=300 if lite else 60,
+    clips=296,
+    mask_loss="bce_dice" if lite else "dice",
+  )
   if variant.endswith("avsegformer"):
     config.data.augment.size = config.eval.size = (512, 512)
   return config

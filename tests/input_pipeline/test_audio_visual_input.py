@@ -114,6 +114,37 @@ def test_all_frames_of_a_clip_are_distorted_alike():
   assert changed > 4
 
 
+def drawn(example, count, seed):
+  return ta.DrawFrames(count)(example, np.random.default_rng(seed))
+
+
+def test_drawn_frames_keep_their_sound_and_masks():
+  example = make_example(0, (8, 12))
+  chosen = set()
+  for seed in range(40):
+    result = drawn(example, 2, seed)
+    places = [
+      next(k for k in range(TIME) if (example["log_mel"][k] == patch).all())
+      for patch in result["log_mel"]
+    ]
+    assert places == sorted(set(places))
+    for key in ("frames", "masks", "frame_weight", "valid_frames"):
+      np.testing.assert_array_equal(result[key], example[key][places])
+    chosen |= set(places)
+  assert chosen == set(range(TIME))
+
+
+def test_frames_with_a_mask_are_drawn_first():
+  example = {**make_example(0, (8, 12)), "frame_weight": np.array([0, 1, 0], np.float32)}
+  others = set()
+  for seed in range(10):
+    assert drawn(example, 1, seed)["frame_weight"].tolist() == [1]
+    others.add(tuple(drawn(example, 2, seed)["frame_weight"].tolist()))
+  assert others == {(0, 1), (1, 0)}
+  with pytest.raises(UserError, match="is 4; clip has 3"):
+    drawn({**example, "name": "clip"}, 4, 0)
+
+
 def test_gain_is_that_of_the_waveform():
   wave = 0.05 * np.random.default_rng(0).standard_normal(TIME * 16_000)
   example = {"log_mel": audio.fit_patches(audio.log_mel(wave), 5, "zeros")}

@@ -179,9 +179,19 @@ def test_the_formulation_depends_on_purpose_and_platform():
   assert choose("kernel_gradient", 3) == "fft"
   for purpose in ("forward", "input_gradient", "kernel_gradient"):
     assert choose(purpose, 31, stride=2) == "spatial"
-    for platform in ("tpu", "gpu"):
-      with target_platform(platform):
-        assert choose(purpose, 31) == "spatial"
+    with target_platform("tpu"):
+      assert choose(purpose, 31) == "spatial"
+  with target_platform("gpu"):
+    assert [choose("forward", k) for k in (3, 9, 15)] == ["spatial", "spatial", "fft"]
+    assert [choose("kernel_gradient", k) for k in (3, 5, 7)] == ["spatial", "spatial", "fft"]
+
+
+def test_formulations_mix_in_the_gradients():
+  """A 7x7 kernel on the GPU: the input's gradient is a convolution, the kernel's a transform."""
+  arrays = case((16, 20), 7, 1)
+  mixed = value_and_gradients("auto", 1, "gpu")(*arrays)
+  for ours, expected in zip(mixed, value_and_gradients("grouped", 1)(*arrays), strict=True):
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_devices_that_share_a_batch_exchange_no_spectra():

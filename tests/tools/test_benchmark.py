@@ -81,10 +81,12 @@ def test_contenders_take_turns(tmp_path):
 def test_contenders_that_fail_are_left_out_with_a_reason(tmp_path):
   refuses = 'print(\'{"error": "ImportError: no such thing"}\')'
   dies = "raise SystemExit('out of luck')"
+  aborts = "import sys; print('F1127 Check failed: 1\\n@ 0x6b main', file=sys.stderr); sys.exit(9)"
   dies_later = f"print({json.dumps(json.dumps({'ready': {}}))}, flush=True); input(); 1 / 0"
   commands = {
     "refuses": [sys.executable, "-c", refuses],
     "dies": [sys.executable, "-c", dies],
+    "aborts": [sys.executable, "-c", aborts],
     "dies_later": [sys.executable, "-c", dies_later],
     "runs": [sys.executable, "-c", WORKER, "runs", str(tmp_path / "turns"), "1"],
   }
@@ -92,6 +94,7 @@ def test_contenders_that_fail_are_left_out_with_a_reason(tmp_path):
   assert list(results) == ["runs"]
   assert left_out["refuses"] == "ImportError: no such thing"
   assert left_out["dies"] == "exit status 1: out of luck"
+  assert left_out["aborts"] == "exit status 9: F1127 Check failed: 1"
   assert "ZeroDivisionError" in left_out["dies_later"]
 
 
