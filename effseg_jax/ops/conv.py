@@ -57,8 +57,10 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, centre: Pixel = _ORIG
     (B, h, w, D), a window on each pixel that is a multiple of strides from the first:
     ceil(H / stride) rows if that is (0, 0).
   """
-  if kernel.shape[:2] == (1, 1) and backend.platform() == "cpu":
-    # The value takes as long either way, the gradients of a convolution 2 to 7 times as long.
+  if kernel.shape[:2] == (1, 1) and backend.platform() != "gpu":
+    # What is skipped needs no convolution. On the CPU the value takes as long either way, the
+    # gradients of a convolution 2 to 7 times as long. On the GPU XLA (jaxlib 0.11.2) fuses strided
+    # slices into the product, and aborts: "subdim_size_accumulator == dim_size".
     x = x[:, centre[0] :: stride, centre[1] :: stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
   if _as_product(x, kernel, stride):

@@ -76,10 +76,7 @@ class NormedConv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features)."""
-    stride = self.stride
-    if self.kernel_size == 1 and stride > 1:  # what is skipped needs no convolution
-      x, stride = x[:, ::stride, ::stride], 1
-    x = Conv(self.features, self.kernel_size, stride, dtype=self.dtype, name="conv")(x)
+    x = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="conv")(x)
     norm = BatchNorm if self.norm == "bn" else FrozenBatchNorm
     return norm(dtype=self.dtype, name="norm")(x, train)
 
