@@ -194,6 +194,16 @@ def test_formulations_mix_in_the_gradients():
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_strided_products_are_no_slices_on_the_gpu():
+  """XLA's compiler for the GPU aborts when it fuses a strided slice into a product."""
+  x, kernel = normal(0, 1, 9, 12, 3), normal(1, 1, 1, 3, 4)
+  with target_platform("gpu"):
+    program = jax.jit(lambda *given: conv.conv(*given, 2)).lower(x, kernel)
+  assert "slice" not in program.as_text()
+  expected = x[:, ::2, ::2] @ kernel[0, 0]
+  np.testing.assert_allclose(program.compile()(x, kernel), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_devices_that_share_a_batch_exchange_no_spectra():
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1})
   with backend.several_devices(sharding.batch_sharding(mesh)):
