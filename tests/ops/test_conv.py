@@ -247,7 +247,7 @@ def test_tensorflow_padding(grid, kernel, stride):
     return value, pull((cotangent, jnp.ones_like(value[1])))
 
   expected = jax.jit(lambda: run(reference))()
-  for platform in ("cpu", "cuda"):
+  for platform in ("cpu", "gpu"):
     with target_platform(platform):
       found = jax.jit(lambda: run(ours))()
     jax.tree.map(assert_close, found, expected)
