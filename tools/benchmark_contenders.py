@@ -124,8 +124,7 @@ def _our_forward(spec: Spec) -> tuple[Callable[[], Any], float, Any]:
   model = effseg_jax.create_model(spec.model, num_classes=spec.num_classes, dtype=spec.dtype)
   inputs = [jnp.asarray(example(spec)[0], jnp.float32) / 128.0 - 1.0]
   shapes = [(1, 64, 64, 3)]
-  with_sound = spec.model.startswith("avesformer")
-  if with_sound:
+  if spec.model.startswith("avesformer"):
     noise = np.random.default_rng(1).standard_normal((spec.batch, SECOND))
     inputs = [inputs[0][:, None], jnp.asarray(0.1 * noise, jnp.float32)]
     shapes = [(1, 1, 64, 64, 3), (1, 1, 96, 64)]
@@ -216,7 +215,8 @@ def _peer(spec: Spec) -> Contender:
 
   use_cuda = spec.device != "cpu" and torch.cuda.is_available()
   device = torch.device("cuda" if use_cuda else "cpu")
-  torch.set_float32_matmul_precision("high")  # on a GPU TF32, as XLA computes float32
+  if use_cuda:
+    torch.set_float32_matmul_precision("high")  # TF32, as XLA computes float32 there
   torch.manual_seed(0)
   model = _peer_model(spec).to(device)
   images, labels = example(spec)
