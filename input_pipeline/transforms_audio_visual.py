@@ -38,7 +38,11 @@ class DrawFrames:
   count: int
 
   def __call__(self, example: Example, rng: Rng) -> Example:
-    """Keeps `count` frames in their order, and the sound, masks and weights that go with them."""
+    """Keeps `count` frames in their order, and the sound, masks and weights that go with them.
+
+    Raises:
+      UserError: if the clip has fewer.
+    """
     weight = example["frame_weight"]
     if self.count > len(weight):
       raise UserError(
