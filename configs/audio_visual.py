@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
+from effseg_jax.configs import defaults
 
 _AVSEGFORMER = "_avsegformer"
 
@@ -48,7 +48,7 @@ def avsbench(name: str, variant: str, *, epochs: int, clips: int, mask_loss: str
   config.data.name = name
   config.data.root = "data/AVSBench"
   config.data.train_split = "train"
-  config.data.options = ConfigDict({"embeddings": ""})  # a folder of tools/embed_audio.py
+  config.data.options = ConfigDict({"embeddings": ""})  # a folder of effseg embed_audio
   config.data.augment = ConfigDict(
     {
       "size": (224, 224),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
+from effseg_jax.configs import defaults
 from effseg_jax.errors import UserError, suggestion
 
 _BACKBONES = ("r50", "swin_tiny")

@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import audio, codecs
+from effseg_jax.input_pipeline import audio, codecs
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline.audio import silence
-from input_pipeline.datasets.base import Example
-from input_pipeline.datasets.clips import EMBEDDING
-from input_pipeline.eval_batches import Batch, EvalBatches
-from input_pipeline.transforms_audio_visual import resize_each
+from effseg_jax.input_pipeline.audio import silence
+from effseg_jax.input_pipeline.datasets.base import Example
+from effseg_jax.input_pipeline.datasets.clips import EMBEDDING
+from effseg_jax.input_pipeline.eval_batches import Batch, EvalBatches
+from effseg_jax.input_pipeline.transforms_audio_visual import resize_each
 
 
 class AudioVisualEvalBatches(EvalBatches):

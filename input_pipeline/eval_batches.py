@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets.base import IGNORE_LABEL, Example
-from input_pipeline.transforms import keep_ratio_size
-from input_pipeline.transforms_classification import resize_and_crop
+from effseg_jax.input_pipeline.datasets.base import IGNORE_LABEL, Example
+from effseg_jax.input_pipeline.transforms import keep_ratio_size
+from effseg_jax.input_pipeline.transforms_classification import resize_and_crop
 
 Batch = dict[str, np.ndarray]
 

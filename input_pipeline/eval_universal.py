@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets.base import Example
-from input_pipeline.eval_batches import Batch, EvalBatches, image_sizes
-from input_pipeline.transforms_universal import resize_image, shortest_edge_size
+from effseg_jax.input_pipeline.datasets.base import Example
+from effseg_jax.input_pipeline.eval_batches import Batch, EvalBatches, image_sizes
+from effseg_jax.input_pipeline.transforms_universal import resize_image, shortest_edge_size
 
 
 @dataclasses.dataclass(frozen=True)

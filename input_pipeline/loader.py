@@ -19,9 +19,9 @@ import numpy as np
 from absl import flags
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets.base import Example
-from input_pipeline.mixture import Mixture
-from input_pipeline.transforms import Transform
+from effseg_jax.input_pipeline.datasets.base import Example
+from effseg_jax.input_pipeline.mixture import Mixture
+from effseg_jax.input_pipeline.transforms import Transform
 
 Batch = dict[str, np.ndarray]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets.base import Example
+from effseg_jax.input_pipeline.datasets.base import Example
 
 
 class Mixture:

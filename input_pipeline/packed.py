@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs, records
-from input_pipeline.datasets import base, panoptic
+from effseg_jax.input_pipeline import codecs, records
+from effseg_jax.input_pipeline.datasets import base, panoptic
 
 _INSTANCES = "instances.json"
 
@@ -28,7 +28,7 @@ def pack(
   """Packs an open split.
 
   Args:
-    dataset: any of `input_pipeline.datasets`.
+    dataset: any of `effseg_jax.input_pipeline.datasets`.
     root: folder of the packed data set; other splits may be there already.
     name: in `datasets.DATASETS`.
     options: with which the data set was opened; reading asks for the same.

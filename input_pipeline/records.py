@@ -73,7 +73,7 @@ class Records:
     except (ValueError, RuntimeError, IndexError, zlib.error, msgpack.UnpackException) as error:
       raise UserError(
         f"record {index} in {self._folder} is damaged ({str(error).splitlines()[0]});"
-        " tools/prepare_dataset.py --verify tells which shards are."
+        " effseg prepare --verify tells which shards are."
       ) from None
 
 
@@ -94,7 +94,7 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
       raise ValueError(f"format {manifest['format']!r}")
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{path} is no manifest of tools/prepare_dataset.py ({error}).") from None
+    raise UserError(f"{path} is no manifest of effseg prepare ({error}).") from None
   return manifest
 
 
@@ -107,7 +107,7 @@ def split_entry(manifest: Mapping[str, Any], split: str, root: str | Path) -> di
   if split not in manifest["splits"]:
     raise UserError(
       f"{root} has no packed split {split!r}; it holds {', '.join(manifest['splits'])}. Pack it"
-      " with tools/prepare_dataset.py --splits."
+      " with effseg prepare --splits."
     )
   return manifest["splits"][split]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from input_pipeline.datasets.base import IGNORE_LABEL, Example
+from effseg_jax.input_pipeline.datasets.base import IGNORE_LABEL, Example
 
 _IDENTITY = np.arange(256, dtype=np.uint8)
 

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from effseg_jax.errors import UserError, suggestion
-from input_pipeline.datasets.base import Example
-from input_pipeline.transforms import PhotometricDistortion, Transform
+from effseg_jax.input_pipeline.datasets.base import Example
+from effseg_jax.input_pipeline.transforms import PhotometricDistortion, Transform
 
 Rng = np.random.Generator
 
@@ -20,7 +20,7 @@ _FITS = ("stretch", "centre", "random")
 # What lies beyond a picture that was made smaller than the crop: the mean colour of ImageNet.
 _FILL = (124, 116, 104)
 _PER_FRAME = ("frames", "log_mel", "masks", "frame_weight", "valid_frames")
-_OFFSET = 0.01  # of the log-mel front-end, see `input_pipeline.audio`
+_OFFSET = 0.01  # of the log-mel front-end, see `effseg_jax.input_pipeline.audio`
 
 
 @dataclasses.dataclass(frozen=True)

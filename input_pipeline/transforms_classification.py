@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets.base import Example
-from input_pipeline.transforms import Transform
+from effseg_jax.input_pipeline.datasets.base import Example
+from effseg_jax.input_pipeline.transforms import Transform
 
 Rng = np.random.Generator
 

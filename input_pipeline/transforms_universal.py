@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from effseg_jax.errors import UserError, suggestion
-from input_pipeline.datasets.base import Example
-from input_pipeline.datasets.panoptic import NO_SEGMENT, stack_layers
-from input_pipeline.transforms import PhotometricDistortion, Rng, Transform
+from effseg_jax.input_pipeline.datasets.base import Example
+from effseg_jax.input_pipeline.datasets.panoptic import NO_SEGMENT, stack_layers
+from effseg_jax.input_pipeline.transforms import PhotometricDistortion, Rng, Transform
 
 _PAD_VALUE = 128
 

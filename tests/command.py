@@ -37,6 +37,21 @@ def succeed(*arguments: object) -> str:
   return done.stdout
 
 
+def call(name: str, *words: object) -> None:
+  """Runs a command in this process.
+
+  Raises:
+    SystemExit: if its exit status is not 0.
+  """
+  from effseg_jax import cli
+
+  try:
+    cli.execute(name, [*map(str, words)])
+  except SystemExit as end:
+    if end.code:
+      raise
+
+
 def fail(*arguments: object) -> str:
   """Runs a command that must end in one line; returns the line."""
   done = command(*arguments)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.afformer import synthetic
+from effseg_jax.configs.afformer import synthetic
 
 SIZE = 64
 

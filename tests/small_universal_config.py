@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.proscale import overfit
+from effseg_jax.configs.proscale import overfit
 from tests.universal_models import SMALL, SMALL_BACKBONE
 
 

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from effseg_jax.training import experiment
+from effseg_jax import experiment
 from effseg_jax.training.optimizer import is_frozen
 
 
 def get_config(name, variant):
-  return importlib.import_module(f"configs.avesformer.{name}").get_config(variant)
+  return importlib.import_module(f"effseg_jax.configs.avesformer.{name}").get_config(variant)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from effseg_jax import create_model
+from effseg_jax import create_model, experiment
 from effseg_jax.tasks import make_task
-from effseg_jax.training import experiment, sharding
+from effseg_jax.training import sharding
 from effseg_jax.training import state as state_lib
 from effseg_jax.training.step import compile_train_step, make_train_step
 

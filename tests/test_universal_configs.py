@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from effseg_jax import create_model
+from effseg_jax import create_model, experiment
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators.universal import mask_inference_options
+from effseg_jax.input_pipeline import pipelines
+from effseg_jax.input_pipeline.datasets import DATASETS
 from effseg_jax.tasks import make_task
-from effseg_jax.training import experiment, trees
 from effseg_jax.training import optimizer as optimizer_lib
 from effseg_jax.training import state as state_lib
-from input_pipeline import tasks
-from input_pipeline.datasets import DATASETS
+from effseg_jax.training import trees
 
 CONFIGS = sorted(
   ".".join(path.with_suffix("").parts[-3:])
@@ -46,7 +46,7 @@ def test_every_part_accepts_its_settings(name):
     assert create_model(config.model.name, **fields).num_classes == 4
     if "proscale" in name:
       assert config.model.proscale_layers == (1, 1, 1)
-    steps = tasks.train_transforms(config.task.name, **config.data.augment.to_dict())
+    steps = pipelines.train_transforms(config.task.name, **config.data.augment.to_dict())
     assert len(steps) >= 4 and config.data.name in DATASETS
     inference = mask_inference_options(config.eval.to_dict(), task)
     results = {"PQ": inference.panoptic, "AP": inference.instance, "mIoU": inference.semantic}
@@ -76,7 +76,7 @@ def test_learning_rates_and_decay_by_name(family, backbone):
 
 def test_the_schedules_of_the_recipes():
   def rate(name, step):
-    config = _config(f"configs.proscale.{name}")
+    config = _config(f"effseg_jax.configs.proscale.{name}")
     options = config.schedule.to_dict()
     return float(
       experiment.schedules.make_schedule(options, config.optimizer.learning_rate, 160_000)(step)
@@ -91,6 +91,6 @@ def test_the_schedules_of_the_recipes():
 
 def test_unknown_variants_are_named():
   with pytest.raises(UserError, match=r"no backbone 'swin_tin'.*Did you mean 'swin_tiny'"):
-    importlib.import_module("configs.mask2former.coco_panoptic").get_config("swin_tin")
+    importlib.import_module("effseg_jax.configs.mask2former.coco_panoptic").get_config("swin_tin")
   with pytest.raises(UserError, match="a digit for each of three stages"):
-    importlib.import_module("configs.proscale.coco_panoptic").get_config("r50,33")
+    importlib.import_module("effseg_jax.configs.proscale.coco_panoptic").get_config("r50,33")

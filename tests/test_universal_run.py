@@ -9,7 +9,7 @@ import pytest
 from command import succeed
 from PIL import Image
 
-from input_pipeline.datasets import open_dataset
+from effseg_jax.input_pipeline.datasets import open_dataset
 
 CLASSES = [
   {"id": 4, "name": "ball", "isthing": 1},

@@ -9,18 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import flax.linen as nn
 import jax
-from absl import app
 
-import train
-from effseg_jax.errors import parse_flags
-from effseg_jax.training import experiment
+from effseg_jax import cli, experiment
 
 _check_finite = experiment.check_finite
 
@@ -53,5 +46,4 @@ def use_net(terminate_at: int = 0) -> None:
 
 if __name__ == "__main__":
   use_net(int(os.environ.get("TERMINATE_AT", "0")))
-  train.define_flags()
-  app.run(train.main, flags_parser=parse_flags)
+  cli.execute("train")

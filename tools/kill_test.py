@@ -21,12 +21,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 
 from effseg_jax.errors import UserError, friendly_exit
-from effseg_jax.training.checkpoint import read_state
+from effseg_jax.run.checkpoint import read_state
 
 ROOT = Path(__file__).resolve().parents[1]
 

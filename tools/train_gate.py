@@ -18,32 +18,31 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from effseg_jax import platform
-from effseg_jax.errors import UserError, friendly_exit, parse_flags
+from effseg_jax import experiment, platform
+from effseg_jax.cli import Flags, define_config, execute_module, no_arguments
+from effseg_jax.errors import UserError
 from effseg_jax.evaluators.universal import mask_inference_options
+from effseg_jax.inference.segments import panoptic_result, segment_on_host
+from effseg_jax.input_pipeline import pipelines
 from effseg_jax.metrics.panoptic import PanopticQuality
 from effseg_jax.models.eco import FIRST_EXIT, EcoPixelDecoder, best_exits, gate_loss
-from effseg_jax.tasks.mask_inference import panoptic_result, segment_on_host
+from effseg_jax.run.checkpoint import load_for_inference
 from effseg_jax.tasks.universal import UniversalTask
-from effseg_jax.training import experiment, trees
-from effseg_jax.training.checkpoint import load_for_inference
+from effseg_jax.training import trees
 from effseg_jax.weights.bundle import Bundle, save_bundle
-from input_pipeline import tasks
 
 _SAVE_EVERY = 200  # batches
 
@@ -112,7 +111,7 @@ def measure_exits(config: ConfigDict, bundle: Bundle, split: str, path: Path) ->
   task = experiment.make_task(config.task, dataset)
   options = {**config.eval.to_dict(), "panoptic": True, "instance": False, "semantic": False}
   inference = mask_inference_options(options, task)
-  batches = tasks.eval_batches(
+  batches = pipelines.eval_batches(
     config.task.name,
     dataset,
     options,
@@ -246,54 +245,51 @@ def report(exits: Exits, gate: Mapping[str, np.ndarray], beta: float) -> str:
   return "\n".join(lines)
 
 
-def define_flags() -> None:
-  """Not at import: a notebook imports this file beside other entry points with flags alike."""
-  config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-  flags.DEFINE_string("checkpoint", None, "The model with trained exits: a run or a bundle.")
-  flags.DEFINE_string("output", None, "The bundle to write (.safetensors).")
-  flags.DEFINE_string("split", None, "Images to learn from; default: those of training.")
-  flags.DEFINE_float("beta", 0.02, "What a layer costs, in PQ from 0 to 1.", lower_bound=0.0)
-  flags.DEFINE_float("learning_rate", 1e-2, "Of the gate.", lower_bound=0.0)
-  flags.DEFINE_integer("steps", 2000, "Of the gate's training.", lower_bound=1)
+def define_flags(values: Flags) -> None:
+  """Declares the flags."""
+  string = functools.partial(flags.DEFINE_string, flag_values=values)
+  number = functools.partial(flags.DEFINE_float, lower_bound=0.0, flag_values=values)
+  define_config(values)
+  string("checkpoint", None, "The model with trained exits: a run or a bundle.")
+  string("output", None, "The bundle to write (.safetensors).")
+  string("split", None, "Images to learn from; default: those of training.")
+  number("beta", 0.02, "What a layer costs, in PQ from 0 to 1.")
+  number("learning_rate", 1e-2, "Of the gate.")
+  flags.DEFINE_integer("steps", 2000, "Of the gate's training.", lower_bound=1, flag_values=values)
 
 
-def main(argv: list[str]) -> None:
+def run(values: Flags, arguments: Sequence[str]) -> int | None:
   """Checks the flags, measures and trains."""
-  given = flags.FLAGS
-  with friendly_exit():
-    if len(argv) > 1:
-      raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value.")
-    if given.config is None or not given.checkpoint or not given.output:
-      raise UserError(
-        "--config, --checkpoint and --output are needed; see python tools/train_gate.py --help."
-      )
-    output = Path(given.output)
-    if output.suffix != ".safetensors":
-      raise UserError(f"--output={output}: a bundle's name ends in .safetensors.")
-    bundle = load_for_inference(given.checkpoint)
-    exit_depths(bundle.model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    split = given.split or given.config.data.train_split
-    exits = measure_exits(given.config, bundle, split, output.with_suffix(".exits.npz"))
-    params = dict(bundle.variables["params"])
-    decoder = dict(params["pixel_decoder"])
-    decoder["gate"], losses = train_gate(
-      exits,
-      decoder["gate"],
-      beta=given.beta,
-      learning_rate=given.learning_rate,
-      steps=given.steps,
+  platform.tune_host_malloc()
+  platform.use_compilation_cache()
+  no_arguments(arguments)
+  if values.config is None or not values.checkpoint or not values.output:
+    raise UserError(
+      "--config, --checkpoint and --output are needed; see python tools/train_gate.py --help."
     )
-    params["pixel_decoder"] = decoder
-    note = f"gate trained with beta {given.beta} on {len(exits.index)} images of {split}"
-    save_bundle(output, {**bundle.variables, "params": params}, {**bundle.card, "note": note})
-    print(report(exits, decoder["gate"], given.beta))
-    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; written to {output}")
+  output = Path(values.output)
+  if output.suffix != ".safetensors":
+    raise UserError(f"--output={output}: a bundle's name ends in .safetensors.")
+  bundle = load_for_inference(values.checkpoint)
+  exit_depths(bundle.model)
+  output.parent.mkdir(parents=True, exist_ok=True)
+  split = values.split or values.config.data.train_split
+  exits = measure_exits(values.config, bundle, split, output.with_suffix(".exits.npz"))
+  params = dict(bundle.variables["params"])
+  decoder = dict(params["pixel_decoder"])
+  decoder["gate"], losses = train_gate(
+    exits,
+    decoder["gate"],
+    beta=values.beta,
+    learning_rate=values.learning_rate,
+    steps=values.steps,
+  )
+  params["pixel_decoder"] = decoder
+  note = f"gate trained with beta {values.beta} on {len(exits.index)} images of {split}"
+  save_bundle(output, {**bundle.variables, "params": params}, {**bundle.card, "note": note})
+  print(report(exits, decoder["gate"], values.beta))
+  print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; written to {output}")
 
 
 if __name__ == "__main__":
-  define_flags()
-  logging.set_verbosity(logging.ERROR)  # orbax warns of what is of no concern here
-  platform.tune_host_malloc()
-  platform.use_compilation_cache()
-  app.run(main, flags_parser=parse_flags)
+  execute_module(sys.modules[__name__], "python tools/train_gate.py")

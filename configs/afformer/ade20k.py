@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
+from effseg_jax.configs import defaults
 
 
 def get_config(variant: str = "base") -> ConfigDict:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
+from effseg_jax.configs import defaults
 
 # Square root of the median-frequency weights of SegNet's prototxt, in class order.
 _CLASS_WEIGHTS = (0.509, 0.427, 2.136, 0.376, 0.951, 0.619, 3.106, 1.357, 0.826, 2.500, 2.713)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults
+from effseg_jax.configs import defaults
 
 _NUM_IMAGES, _BATCH_SIZE, _EPOCHS = 1_281_167, 1024, 300
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import audio_visual
+from effseg_jax.configs import audio_visual
 
 
 def get_config(variant: str = "r50") -> ConfigDict:

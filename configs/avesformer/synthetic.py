@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import audio_visual, defaults
+from effseg_jax.configs import audio_visual, defaults
 
 
 def get_config(variant: str = "lite") -> ConfigDict:

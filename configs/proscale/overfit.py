@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import universal
+from effseg_jax.configs import universal
 
 
 def get_config(variant: str = "swin_tiny,111") -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Sweeps: one experiment, many changes of it. `tools/sweep.py` runs them.
+"""Sweeps: one experiment, many changes of it. `effseg sweep` runs them.
 
 A sweep file has `get_sweep() -> Sweep`. A trial is a dictionary from fields of the configuration to
 values; the functions here make lists of them, and lists add up with `+`.

@@ -2,12 +2,12 @@
 
 Measured here: not run in full.
 
-  python tools/sweep.py --sweep=configs/sweeps/afformer_lr.py
+  effseg sweep --sweep=configs/sweeps/afformer_lr.py
 """
 
 from __future__ import annotations
 
-from configs import sweeps
+from effseg_jax.configs import sweeps
 
 
 def get_sweep() -> sweeps.Sweep:

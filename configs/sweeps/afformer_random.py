@@ -2,12 +2,12 @@
 
 Measured here: not run.
 
-  python tools/sweep.py --sweep=configs/sweeps/afformer_random.py --config.data.root=data/camvid
+  effseg sweep --sweep=configs/sweeps/afformer_random.py --config.data.root=data/camvid
 """
 
 from __future__ import annotations
 
-from configs import sweeps
+from effseg_jax.configs import sweeps
 
 
 def get_sweep() -> sweeps.Sweep:

@@ -7,7 +7,6 @@ example once, and asks for the result.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,15 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from effseg_jax.errors import UserError, suggestion
-
-# Task -> "module:class" of its evaluator.
-_EVALUATORS = {
-  "semantic": "effseg_jax.evaluators.semantic:SemanticEvaluator",
-  "classification": "effseg_jax.evaluators.classification:ClassificationEvaluator",
-  "universal": "effseg_jax.evaluators.universal:UniversalEvaluator",
-  "audio_visual": "effseg_jax.evaluators.audio_visual:AudioVisualEvaluator",
-}
+from effseg_jax import task_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +77,7 @@ def make_evaluator(
   Raises:
     UserError: for an unknown task, or settings that make no sense.
   """
-  if task_name not in _EVALUATORS:
-    raise UserError(
-      f"task.name is {task_name!r}; expected one of {', '.join(_EVALUATORS)}."
-      f"{suggestion(task_name, _EVALUATORS)}"
-    )
-  module, name = _EVALUATORS[task_name].split(":")
-  return getattr(importlib.import_module(module), name)(model, task, dataset, options)
+  return task_table.find(task_name, "evaluator")(model, task, dataset, options)
 
 
 def sum_over_processes(array: Any) -> np.ndarray:

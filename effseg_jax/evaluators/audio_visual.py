@@ -17,7 +17,7 @@ from PIL import Image
 from effseg_jax.evaluators import EvaluationResult, spread, sum_over_processes
 from effseg_jax.metrics.audio_visual import SemanticScores, SoundingScores
 from effseg_jax.ops.resize import resize_bilinear
-from effseg_jax.tasks import pictures
+from effseg_jax.pictures import semantic as pictures
 from effseg_jax.tasks.audio_visual import AudioVisualTask
 
 # Frames of a clip that are drawn.

@@ -12,9 +12,9 @@ import numpy as np
 
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators import EvaluationResult, spread
+from effseg_jax.inference.semantic import Inference, class_map
 from effseg_jax.metrics.segmentation import ConfusionMatrix, confusion_counts
-from effseg_jax.tasks import pictures
-from effseg_jax.tasks.inference import Inference, class_map
+from effseg_jax.pictures import semantic as pictures
 from effseg_jax.tasks.semantic import SemanticTask
 
 # A matrix of more classes is neither quick to draw nor possible to read.

@@ -16,13 +16,13 @@ from PIL import Image
 
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators import EvaluationResult, spread, sum_over_processes
+from effseg_jax.inference.mask_readout import MaskInference, Segmentations
+from effseg_jax.inference.segments import instance_result, panoptic_result, segment_on_host
 from effseg_jax.metrics.average_precision import AveragePrecision
 from effseg_jax.metrics.coco_results import panoptic_prediction, write_detections, write_panoptic
 from effseg_jax.metrics.panoptic import PanopticQuality
 from effseg_jax.metrics.segmentation import ConfusionMatrix
-from effseg_jax.tasks import pictures_universal
-from effseg_jax.tasks.mask_inference import instance_result, panoptic_result, segment_on_host
-from effseg_jax.tasks.mask_readout import MaskInference, Segmentations
+from effseg_jax.pictures import universal as pictures_universal
 from effseg_jax.tasks.universal import UniversalTask
 
 

@@ -88,7 +88,7 @@ def _as_product(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
 def preferred_formulation(purpose: str, kernel_size: int, stride: int = 1) -> str:
   """Which formulation of a depthwise convolution is fast on the platform traced for.
 
-  From `python tools/benchmark.py --filters`, recorded in docs/performance.md. On two CPU cores,
+  From `python -m benchmarks --filters`, recorded in docs/performance.md. On two CPU cores,
   at grids of 16 to 64 cells a side: a product per tap beats transforms up to 9x9, and so does its
   derivative with respect to the input. The sum over positions that the kernel's gradient needs is
   faster on spectra from 5x5 on, where all taps cost as much as one; at 3x3 it is slower by itself,

@@ -14,7 +14,7 @@ _BANDS, _PATCH_FRAMES = 64, 96
 
 
 def log_mel(waveform: jax.Array) -> jax.Array:
-  """Log-mel patches of 0.96 s: `input_pipeline.audio.log_mel`, in float32 (equal to 1e-4).
+  """Log-mel patches of 0.96 s: `input_pipeline.audio.log_mel` in float32 (equal to 1e-4).
 
   Hershey et al., ICASSP 2017: Hann windows of 25 ms every 10 ms, magnitudes of a transform of
   length 512, 64 mel bands from 125 to 7500 Hz, `log(mel + 0.01)`.

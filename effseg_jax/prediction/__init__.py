@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from effseg_jax import task_table
 from effseg_jax.errors import UserError, suggestion
 
 if TYPE_CHECKING:
   from effseg_jax.weights.bundle import Bundle
-
-# Task -> "module:class" of its predictor.
-_PREDICTORS = {
-  "semantic": "effseg_jax.prediction.semantic:SemanticPredictor",
-  "universal": "effseg_jax.prediction.universal:UniversalPredictor",
-  "audio_visual": "effseg_jax.prediction.audio_visual:AudioVisualPredictor",
-}
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -54,12 +47,12 @@ def make_predictor(bundle: Bundle, **options: Any) -> Predictor:
     UserError: if the task has no predictor, or does not know an option.
   """
   name = bundle.card["task"]["name"]
-  if name not in _PREDICTORS:
+  predictor = task_table.find(name, "predictor")
+  if predictor is None:
+    known = [task for task, parts in task_table.TASKS.items() if parts.predictor]
     raise UserError(
-      f"the checkpoint was trained for {name}; predict.py needs one for {', '.join(_PREDICTORS)}."
+      f"the checkpoint was trained for {name}; prediction needs one for {', '.join(known)}."
     )
-  module, kind = _PREDICTORS[name].split(":")
-  predictor = getattr(importlib.import_module(module), kind)
   known = list(inspect.signature(predictor).parameters)[1:]
   for option in options:
     if option not in known:

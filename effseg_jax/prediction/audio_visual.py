@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from effseg_jax.errors import UserError
+from effseg_jax.input_pipeline import audio, clip_reader
 from effseg_jax.prediction.clip_writer import ClipWriter
 from effseg_jax.tasks.audio_visual import AudioVisualTask
 from effseg_jax.weights.bundle import Bundle
-from input_pipeline import audio, clip_reader
 
 # Frames that the network sees at once: enough to keep a device busy, and little memory.
 _MOST_FRAMES = 8

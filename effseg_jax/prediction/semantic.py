@@ -16,13 +16,13 @@ import numpy as np
 from PIL import Image
 
 from effseg_jax.errors import UserError
+from effseg_jax.inference.semantic import Inference, class_map
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.eval_batches import SizeRule
+from effseg_jax.pictures import semantic as pictures
 from effseg_jax.prediction import pictures_in
-from effseg_jax.tasks import pictures
-from effseg_jax.tasks.inference import Inference, class_map
 from effseg_jax.tasks.semantic import SemanticTask
 from effseg_jax.weights.bundle import Bundle
-from input_pipeline import codecs
-from input_pipeline.eval_batches import SizeRule
 
 # Scores of every class for every pixel take four bytes each: at most half a gigabyte.
 _MAX_SCORES = 2**27

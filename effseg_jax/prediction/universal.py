@@ -14,17 +14,18 @@ import numpy as np
 from PIL import Image
 
 from effseg_jax.evaluators.universal import mask_inference_options
+from effseg_jax.inference.mask_readout import Segmentations, segment_batch
+from effseg_jax.inference.segments import canvas_for, instance_result, panoptic_result
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.eval_universal import ShortestEdgeRule
+from effseg_jax.input_pipeline.transforms_universal import resize_image
 from effseg_jax.metrics.coco_results import encode_mask
+from effseg_jax.pictures import semantic as pictures
+from effseg_jax.pictures import universal as pictures_universal
 from effseg_jax.prediction import pictures_in
 from effseg_jax.prediction.semantic import class_shares, size_rule
-from effseg_jax.tasks import pictures, pictures_universal
-from effseg_jax.tasks.mask_inference import canvas_for, instance_result, panoptic_result
-from effseg_jax.tasks.mask_readout import Segmentations, segment_batch
 from effseg_jax.tasks.universal import UniversalTask
 from effseg_jax.weights.bundle import Bundle
-from input_pipeline import codecs
-from input_pipeline.eval_universal import ShortestEdgeRule
-from input_pipeline.transforms_universal import resize_image
 
 # How COCO's models are used, where a bundle does not say.
 _DEFAULTS = {

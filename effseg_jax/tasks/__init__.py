@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from effseg_jax.errors import UserError, suggestion
+from effseg_jax import task_table
 
 if TYPE_CHECKING:
   import jax
-
-# Name -> "module:class".
-_TASKS = {
-  "semantic": "effseg_jax.tasks.semantic:SemanticTask",
-  "classification": "effseg_jax.tasks.classification:ClassificationTask",
-  "universal": "effseg_jax.tasks.universal:UniversalTask",
-  "audio_visual": "effseg_jax.tasks.audio_visual:AudioVisualTask",
-}
 
 
 class Task(Protocol):
@@ -57,9 +48,4 @@ def make_task(config: Mapping[str, Any], dataset: Any) -> Task:
   """
   options = dict(config)
   name = options.pop("name")
-  if name not in _TASKS:
-    raise UserError(
-      f"task.name is {name!r}; expected one of {', '.join(_TASKS)}.{suggestion(name, _TASKS)}"
-    )
-  module, kind = _TASKS[name].split(":")
-  return getattr(importlib.import_module(module), kind).for_dataset(dataset, **options)
+  return task_table.find(name, "task").for_dataset(dataset, **options)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from effseg_jax.metrics.segmentation import ConfusionMatrix, confusion_counts
+from effseg_jax.ops.mask_scores import semantic_scores
 from effseg_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from effseg_jax.ops.point_sample import NO_SEGMENT, sample_points, sample_segments
 from effseg_jax.tasks.mask_losses import PointSource, UncertainPoints, class_losses, mask_losses
-from effseg_jax.tasks.mask_readout import semantic_scores
 from effseg_jax.tasks.matching import assign, matching_costs
 
 Batch = Mapping[str, jax.Array]

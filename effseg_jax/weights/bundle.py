@@ -78,7 +78,7 @@ def read_bundle(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
   if "card" not in metadata:
     raise UserError(
       f"{path} has no card; expected a bundle of this library. Official weights are read by"
-      " load_weights and converted by tools/convert.py."
+      " load_weights and converted by effseg convert."
     )
   return arrays, _parse_card(metadata["card"], path)
 

@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from effseg_jax.errors import UserError, suggestion
-from input_pipeline import records
+from effseg_jax.input_pipeline import records
 
 # Name -> module with `open_split(root, split, **options)`, or "module:function" of that signature.
 DATASETS = {
-  "synthetic": "input_pipeline.datasets.synthetic",
-  "folder": "input_pipeline.datasets.folder",
-  "camvid": "input_pipeline.datasets.camvid",
-  "ade20k": "input_pipeline.datasets.ade20k",
-  "cityscapes": "input_pipeline.datasets.cityscapes",
-  "coco_stuff_10k": "input_pipeline.datasets.coco_stuff:open_10k",
-  "coco_stuff_164k": "input_pipeline.datasets.coco_stuff:open_164k",
-  "imagenet": "input_pipeline.datasets.imagenet",
-  "tfds": "input_pipeline.datasets.tfds_folder",
-  "coco_panoptic": "input_pipeline.datasets.coco_panoptic",
-  "coco_instances": "input_pipeline.datasets.coco_instances",
-  "ade20k_panoptic": "input_pipeline.datasets.ade20k_panoptic",
-  "cityscapes_panoptic": "input_pipeline.datasets.cityscapes_panoptic",
-  "synthetic_instances": "input_pipeline.datasets.synthetic_instances",
-  "s4": "input_pipeline.datasets.avsbench:open_s4",
-  "ms3": "input_pipeline.datasets.avsbench:open_ms3",
-  "avss": "input_pipeline.datasets.avsbench:open_avss",
-  "synthetic_av": "input_pipeline.datasets.synthetic_av",
+  "synthetic": "effseg_jax.input_pipeline.datasets.synthetic",
+  "folder": "effseg_jax.input_pipeline.datasets.folder",
+  "camvid": "effseg_jax.input_pipeline.datasets.camvid",
+  "ade20k": "effseg_jax.input_pipeline.datasets.ade20k",
+  "cityscapes": "effseg_jax.input_pipeline.datasets.cityscapes",
+  "coco_stuff_10k": "effseg_jax.input_pipeline.datasets.coco_stuff:open_10k",
+  "coco_stuff_164k": "effseg_jax.input_pipeline.datasets.coco_stuff:open_164k",
+  "imagenet": "effseg_jax.input_pipeline.datasets.imagenet",
+  "tfds": "effseg_jax.input_pipeline.datasets.tfds_folder",
+  "coco_panoptic": "effseg_jax.input_pipeline.datasets.coco_panoptic",
+  "coco_instances": "effseg_jax.input_pipeline.datasets.coco_instances",
+  "ade20k_panoptic": "effseg_jax.input_pipeline.datasets.ade20k_panoptic",
+  "cityscapes_panoptic": "effseg_jax.input_pipeline.datasets.cityscapes_panoptic",
+  "synthetic_instances": "effseg_jax.input_pipeline.datasets.synthetic_instances",
+  "s4": "effseg_jax.input_pipeline.datasets.avsbench:open_s4",
+  "ms3": "effseg_jax.input_pipeline.datasets.avsbench:open_ms3",
+  "avss": "effseg_jax.input_pipeline.datasets.avsbench:open_avss",
+  "synthetic_av": "effseg_jax.input_pipeline.datasets.synthetic_av",
 }
 
 
@@ -38,7 +38,7 @@ def open_dataset(name: str, *, root: str | Path | None = None, split: str, **opt
 
   Args:
     name: one of `DATASETS`.
-    root: folder of the data set, as it comes or packed by tools/prepare_dataset.py.
+    root: folder of the data set, as it comes or packed by effseg prepare.
     split: of it.
     **options: of the data set's `open_split`.
 
@@ -63,7 +63,7 @@ def open_dataset(name: str, *, root: str | Path | None = None, split: str, **opt
         f"{suggestion(option, known)}"
       )
   if records.is_packed(root):
-    from input_pipeline.packed import open_packed
+    from effseg_jax.input_pipeline.packed import open_packed
 
     return open_packed(root, name, split, options)
   return opener(root, split, **options)

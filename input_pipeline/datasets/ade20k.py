@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.datasets import base, files
+from effseg_jax.input_pipeline.datasets import base, files
 
 TREE = """  images/training/*.jpg      annotations/training/*.png
   images/validation/*.jpg    annotations/validation/*.png    0 is void, 1 to 150 are the classes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.datasets import ade20k, base, coco_panoptic, panoptic
+from effseg_jax.input_pipeline.datasets import ade20k, base, coco_panoptic, panoptic
 
 TREE = """  images/{training,validation}/*.jpg
   ade20k_panoptic_train.json    ade20k_panoptic_train/*.png

@@ -1,8 +1,8 @@
 """AVSBench in its official layouts: single source (S4), multiple sources (MS3), semantic (AVSS).
 
 Log-mel patches are computed from the sound files; the official `.pkl` files hold the same numbers
-as pickles, which are not read. With `embeddings`, a folder of tools/embed_audio.py, what a frozen
-audio backbone makes of the sounds is read instead.
+as pickles, which are not read. With `embeddings`, a folder written by `effseg embed_audio`, the
+embeddings of a frozen audio backbone are read instead of the sounds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs
-from input_pipeline.datasets import base, clips
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.datasets import base, clips
 
 S4_TREE = """  s4_meta_data.csv     name, start, category, split
   s4_data/visual_frames/<split>/<category>/<name>/<name>_{1..5}.png

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs
+from effseg_jax.input_pipeline import codecs
 
 IGNORE_LABEL = 255
 

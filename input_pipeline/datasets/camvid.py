@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets import base
+from effseg_jax.input_pipeline.datasets import base
 
 TREE = """  train.txt val.txt test.txt   one "image label" a line, relative paths
   train/*.jpg|png      trainannot/*.png

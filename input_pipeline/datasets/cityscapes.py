@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets import base, files
+from effseg_jax.input_pipeline.datasets import base, files
 
 TREE = """  leftImg8bit/{train,val}/<city>/<city>_*_leftImg8bit.png
   gtFine/{train,val}/<city>/<city>_*_gtFine_labelIds.png    or _gtFine_labelTrainIds.png

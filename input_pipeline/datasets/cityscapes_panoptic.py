@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs
-from input_pipeline.datasets import base, cityscapes, coco_panoptic, files, panoptic
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.datasets import base, cityscapes, coco_panoptic, files, panoptic
 
 TREE = """  leftImg8bit/{train,val}/<city>/<city>_*_leftImg8bit.png
   gtFine/{train,val}/<city>/<city>_*_gtFine_instanceIds.png

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from effseg_jax.errors import UserError
-from input_pipeline import audio, codecs
-from input_pipeline.datasets import base
+from effseg_jax.input_pipeline import audio, codecs
+from effseg_jax.input_pipeline.datasets import base
 
 # Of binary masks, the only class, and a colour that few things have.
 SOUNDING = ("sounding",)
@@ -55,7 +55,7 @@ class ClipFiles:
     padding: what a clip that is shorter than T is continued with: "repeat", its last frame and its
       last patch of sound, unsupervised; or "zeros".
     prediction_size: (rows, cols) of the official prediction pictures; None: as evaluated.
-    embeddings: a folder of tools/embed_audio.py, read in the place of the sounds; or None.
+    embeddings: a folder of effseg embed_audio, read in the place of the sounds; or None.
   """
 
   name: str
@@ -130,7 +130,7 @@ class ClipFiles:
       found = np.load(path, allow_pickle=False)
     except FileNotFoundError:
       raise UserError(
-        f"{path} is missing; make it with tools/embed_audio.py --output={self.embeddings}."
+        f"{path} is missing; make it with effseg embed_audio --output={self.embeddings}."
       ) from None
     except (ValueError, OSError, EOFError) as error:
       raise UserError(f"{path} cannot be read ({error}); delete it and make it anew.") from None

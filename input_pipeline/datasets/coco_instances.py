@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs
-from input_pipeline.datasets import base, coco_json, files, panoptic
-from input_pipeline.datasets.coco_panoptic import CLASS_TABLE as PANOPTIC_TABLE
-from input_pipeline.datasets.coco_panoptic import known_splits
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.datasets import base, coco_json, files, panoptic
+from effseg_jax.input_pipeline.datasets.coco_panoptic import CLASS_TABLE as PANOPTIC_TABLE
+from effseg_jax.input_pipeline.datasets.coco_panoptic import known_splits
 
 TREE = """  annotations/instances_{train2017,val2017}.json
   {train2017,val2017}/*.jpg

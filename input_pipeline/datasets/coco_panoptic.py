@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.datasets import base, coco_json, files, panoptic
+from effseg_jax.input_pipeline.datasets import base, coco_json, files, panoptic
 
 TREE = """  annotations/panoptic_{train2017,val2017}.json
   annotations/panoptic_{train2017,val2017}/*.png    or panoptic_{train2017,val2017}/*.png

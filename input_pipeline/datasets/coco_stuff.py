@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs
-from input_pipeline.datasets import base, files
-from input_pipeline.datasets.ade20k import zero_to_ignored
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.datasets import base, files
+from effseg_jax.input_pipeline.datasets.ade20k import zero_to_ignored
 
 TREE_10K = """  images/*.jpg    annotations/*.mat    imageLists/{train,test}.txt
 (cocostuff-10k-v1.1.zip, unpacked), or as MMSegmentation's converter leaves it:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets.base import IGNORE_LABEL
+from effseg_jax.input_pipeline.datasets.base import IGNORE_LABEL
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets import base, files
+from effseg_jax.input_pipeline.datasets import base, files
 
 TREE = """  classes.txt             a class a line, "name" or "name red green blue"; first: value 0
   images/{train,val}/**   *.jpg|png

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs
-from input_pipeline.datasets import base, files
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.datasets import base, files
 
 TREE = """  train/<class>/*.JPEG|jpg|png    one folder per class, for ImageNet n01440764 and so on
   val/<class>/*.JPEG|jpg|png"""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs
-from input_pipeline.datasets.base import IGNORE_LABEL, Example
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.datasets.base import IGNORE_LABEL, Example
 
 # Value of an example's segment map where there is no segment; so an example has 255 at most.
 NO_SEGMENT = 255

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from effseg_jax.errors import UserError, suggestion
-from input_pipeline import datasets
-from input_pipeline.datasets import base, files, synthetic_av
+from effseg_jax.input_pipeline import datasets
+from effseg_jax.input_pipeline.datasets import base, files, synthetic_av
 
 # The embedded data set that has a task's examples, and its options.
 _EMBEDDED = {

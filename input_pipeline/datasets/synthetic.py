@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets import base
+from effseg_jax.input_pipeline.datasets import base
 
 CLASSES = ("sky", "meadow", "paving", "ball", "ring", "box", "banner", "star")
 PALETTE = np.array(

@@ -26,8 +26,8 @@ import cv2
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import audio
-from input_pipeline.datasets import base, clips
+from effseg_jax.input_pipeline import audio
+from effseg_jax.input_pipeline.datasets import base, clips
 
 KINDS = ("drum", "bell", "engine", "bird")
 PALETTE = np.array(

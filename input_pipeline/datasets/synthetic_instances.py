@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.datasets import base, panoptic, synthetic
+from effseg_jax.input_pipeline.datasets import base, panoptic, synthetic
 
 CLASSES, PALETTE = synthetic.CLASSES, synthetic.PALETTE
 _NUM_STUFF = 3

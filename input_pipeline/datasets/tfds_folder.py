@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs
-from input_pipeline.datasets import ade20k, base, files
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.datasets import ade20k, base, files
 
 TREE = """  dataset_info.json    features.json
   <name>-<split>.array_record-00000-of-*

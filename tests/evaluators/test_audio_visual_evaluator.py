@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from effseg_jax.evaluators import make_evaluator
+from effseg_jax.input_pipeline.eval_audio_visual import audio_visual_eval_batches
 from effseg_jax.metrics.audio_visual import SemanticScores, SoundingScores
 from effseg_jax.tasks.audio_visual import AudioVisualTask
 from effseg_jax.training import evaluation, sharding
-from input_pipeline.eval_audio_visual import audio_visual_eval_batches
 
 SIZE, TIME, CLIPS = (8, 12), 4, 6
 NAMES = ("background", "cat", "dog")

@@ -9,8 +9,8 @@ from PIL import Image
 
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators.universal import UniversalEvaluator
+from effseg_jax.input_pipeline.datasets.panoptic import ClassTable, GroundTruth, UniversalDataset
 from effseg_jax.tasks.universal import UniversalTask
-from input_pipeline.datasets.panoptic import ClassTable, GroundTruth, UniversalDataset
 
 # Pictures are multiples of four pixels, and so are all segments: masks at a quarter are exact.
 SIZES = ((32, 48), (24, 48))

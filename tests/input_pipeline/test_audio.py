@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from effseg_jax.errors import UserError
-from input_pipeline import audio
+from effseg_jax.input_pipeline import audio
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vggish.npz"
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 
 from effseg_jax.errors import UserError
-from input_pipeline import audio
-from input_pipeline import transforms_audio_visual as ta
-from input_pipeline.transforms import PhotometricDistortion
+from effseg_jax.input_pipeline import audio
+from effseg_jax.input_pipeline import transforms_audio_visual as ta
+from effseg_jax.input_pipeline.transforms import PhotometricDistortion
 
 SEEDS = st.integers(0, 2**16)
 SIZES = st.tuples(st.integers(2, 40), st.integers(2, 40))

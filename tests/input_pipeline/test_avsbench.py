@@ -12,11 +12,11 @@ import soundfile
 from PIL import Image
 
 from effseg_jax.errors import UserError
-from input_pipeline import audio
-from input_pipeline.datasets import clips, open_dataset
-from input_pipeline.eval_audio_visual import audio_visual_eval_batches
-from input_pipeline.loader import train_batches
-from input_pipeline.tasks import train_transforms
+from effseg_jax.input_pipeline import audio
+from effseg_jax.input_pipeline.datasets import clips, open_dataset
+from effseg_jax.input_pipeline.eval_audio_visual import audio_visual_eval_batches
+from effseg_jax.input_pipeline.loader import train_batches
+from effseg_jax.input_pipeline.pipelines import train_transforms
 
 SIZE = (6, 8)
 NAMES = {"background": 1, "accordion": 2, "airplane": 3, "axe": 4}

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from PIL import Image
 
 from effseg_jax.errors import UserError
+from effseg_jax.input_pipeline import pipelines
+from effseg_jax.input_pipeline import transforms_classification as tc
+from effseg_jax.input_pipeline.datasets import open_dataset
+from effseg_jax.input_pipeline.eval_batches import ClassificationEvalBatches
+from effseg_jax.input_pipeline.loader import train_batches
 from effseg_jax.tasks.classification import ClassificationTask
-from input_pipeline import tasks
-from input_pipeline import transforms_classification as tc
-from input_pipeline.datasets import open_dataset
-from input_pipeline.eval_batches import ClassificationEvalBatches
-from input_pipeline.loader import train_batches
 
 SEEDS = st.integers(0, 2**16)
 SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90))
@@ -42,7 +42,7 @@ def write_pictures(root, per_class=(4, 3), split="train", size=(20, 30)):
 @given(size=SIZES, seed=SEEDS)
 def test_the_recipe_keeps_size_type_and_class(size, seed):
   example = make_example(seed, size)
-  steps = tasks.train_transforms(
+  steps = pipelines.train_transforms(
     "classification", size=24, area=(0.08, 1.0), flip=0.5, randaugment=(2, 9.0), erasing=1.0
   )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import codecs
+from effseg_jax.input_pipeline import codecs
 
 ORIENTATION = 0x0112
 ROWS, COLS = 12, 20

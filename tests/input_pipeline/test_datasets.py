@@ -13,9 +13,16 @@ from PIL import Image
 from scipy.io import savemat
 
 from effseg_jax.errors import UserError
-from input_pipeline import codecs
-from input_pipeline.datasets import DATASETS, ade20k, cityscapes, coco_stuff, files, open_dataset
-from input_pipeline.datasets.folder import read_classes
+from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.datasets import (
+  DATASETS,
+  ade20k,
+  cityscapes,
+  coco_stuff,
+  files,
+  open_dataset,
+)
+from effseg_jax.input_pipeline.datasets.folder import read_classes
 
 SIZE = (6, 8)
 
@@ -382,7 +389,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def browse(*options):
-  command = [sys.executable, "tools/browse_dataset.py", *options]
+  command = [sys.executable, "-m", "effseg_jax", "browse", *options]
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -455,6 +462,6 @@ def test_official_tables_agree(shared):
 
 
 def test_the_pipeline_imports_no_jax():
-  names = "input_pipeline.datasets, input_pipeline.transforms_classification, sys"
+  names = "effseg_jax.input_pipeline.datasets, input_pipeline.transforms_classification, sys"
   code = f"import {names}; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from effseg_jax.errors import UserError
-from input_pipeline import loader, transforms
-from input_pipeline.datasets import open_dataset
-from input_pipeline.datasets.base import IGNORE_LABEL
-from input_pipeline.eval_batches import SemanticEvalBatches, SizeRule
-from input_pipeline.loader import Tolerant, TrainBatches, train_batches
+from effseg_jax.input_pipeline import loader, transforms
+from effseg_jax.input_pipeline.datasets import open_dataset
+from effseg_jax.input_pipeline.datasets.base import IGNORE_LABEL
+from effseg_jax.input_pipeline.eval_batches import SemanticEvalBatches, SizeRule
+from effseg_jax.input_pipeline.loader import Tolerant, TrainBatches, train_batches
 
 # Threads read ahead of a test, and may warn when it is over.
 pytestmark = pytest.mark.filterwarnings("ignore:skipped a broken example")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from effseg_jax import experiment
 from effseg_jax.errors import UserError
-from effseg_jax.training import experiment
-from input_pipeline.loader import train_batches
-from input_pipeline.mixture import Mixture
+from effseg_jax.input_pipeline.loader import train_batches
+from effseg_jax.input_pipeline.mixture import Mixture
 
 
 class Numbered:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from effseg_jax.errors import UserError
-from input_pipeline import packed, records, tasks
-from input_pipeline.datasets import open_dataset
-from input_pipeline.loader import train_batches
+from effseg_jax.input_pipeline import packed, pipelines, records
+from effseg_jax.input_pipeline.datasets import open_dataset
+from effseg_jax.input_pipeline.loader import train_batches
 
 
 def make_folder(root, count=7):
@@ -145,7 +145,7 @@ def test_official_layouts(shared, tmp_path, name, path, split):
 
 def test_training_batches_are_the_same(folder, tmp_path):
   pack_folder(folder, tmp_path)
-  steps = tasks.train_transforms(
+  steps = pipelines.train_transforms(
     "semantic",
     scale=(32, 32),
     ratio=(0.5, 2.0),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets import (
+from effseg_jax.input_pipeline.datasets import (
   ade20k_panoptic,
   cityscapes,
   cityscapes_panoptic,
@@ -20,7 +20,7 @@ from input_pipeline.datasets import (
   open_dataset,
   panoptic,
 )
-from input_pipeline.loader import Tolerant
+from effseg_jax.input_pipeline.loader import Tolerant
 
 SIZE = (6, 8)
 # Stuff has the smaller id, so that "things first" shows.

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from effseg_jax.errors import UserError
+from effseg_jax.input_pipeline import audio
+from effseg_jax.input_pipeline.datasets import open_dataset, synthetic_av
 from effseg_jax.metrics.audio_visual import SoundingScores
-from input_pipeline import audio
-from input_pipeline.datasets import open_dataset, synthetic_av
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from effseg_jax.errors import UserError
-from input_pipeline.datasets import ade20k, open_dataset, tfds_folder
+from effseg_jax.input_pipeline.datasets import ade20k, open_dataset, tfds_folder
 
 
 def _file(array, form):

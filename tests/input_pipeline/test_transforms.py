@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 
 from effseg_jax.errors import UserError
-from input_pipeline import tasks, transforms
-from input_pipeline.datasets.base import IGNORE_LABEL
+from effseg_jax.input_pipeline import pipelines, transforms
+from effseg_jax.input_pipeline.datasets.base import IGNORE_LABEL
 
 # A colour per label value, far apart, so that the image says which label belongs to it.
 COLOURS = np.random.default_rng(0).permutation(256).astype(np.uint8)[:, None] * np.ones(3, np.uint8)
@@ -168,4 +168,4 @@ def test_every_pass_of_the_recipe_differs():
 
 def test_an_unknown_task_suggests_one():
   with pytest.raises(UserError, match="Did you mean 'semantic'"):
-    tasks.train_transforms("semantics")
+    pipelines.train_transforms("semantics")

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from PIL import Image
 
 from effseg_jax.errors import UserError
-from input_pipeline import transforms_universal as transforms
-from input_pipeline.datasets import open_dataset
-from input_pipeline.datasets.panoptic import NO_SEGMENT
-from input_pipeline.eval_universal import ShortestEdgeRule, universal_eval_batches
-from input_pipeline.loader import train_batches
+from effseg_jax.input_pipeline import transforms_universal as transforms
+from effseg_jax.input_pipeline.datasets import open_dataset
+from effseg_jax.input_pipeline.datasets.panoptic import NO_SEGMENT
+from effseg_jax.input_pipeline.eval_universal import ShortestEdgeRule, universal_eval_batches
+from effseg_jax.input_pipeline.loader import train_batches
 
 # A colour per segment, far apart, so that the image says which segment belongs to it.
 COLOURS = np.random.default_rng(0).permutation(256).astype(np.uint8)[:, None] * np.ones(3, np.uint8)

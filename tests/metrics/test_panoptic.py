@@ -218,7 +218,7 @@ def test_a_class_without_a_match_has_quality_zero():
 
 
 def test_real_annotations_against_themselves(shared):
-  from input_pipeline.datasets import open_dataset
+  from effseg_jax.input_pipeline.datasets import open_dataset
 
   root = shared / "data/coco_panoptic_sample"
   dataset = open_dataset("coco_panoptic", root=root, split="val2017")

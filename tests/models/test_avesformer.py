@@ -12,13 +12,13 @@ import pytest
 from scipy.special import softmax
 
 from effseg_jax import UserError, create_model
+from effseg_jax.input_pipeline.audio import log_mel
 from effseg_jax.models import elf_decoder
 from effseg_jax.models.avesformer import embed
 from effseg_jax.models.backbones import vggish
 from effseg_jax.models.elf_decoder import Attention, ELFDecoder, PromptQueryGenerator
 from effseg_jax.ops.log_mel import log_mel as device_log_mel
 from effseg_jax.weights.loading import variable_shapes
-from input_pipeline.audio import log_mel
 
 SMALL = {
   "backbone": "small",

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from effseg_jax.input_pipeline import audio
 from effseg_jax.ops import log_mel as ops
-from input_pipeline import audio
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vggish.npz"
 

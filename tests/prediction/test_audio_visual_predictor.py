@@ -13,12 +13,12 @@ from PIL import Image
 
 from effseg_jax import create_model
 from effseg_jax.errors import UserError
+from effseg_jax.input_pipeline import audio, clip_reader
+from effseg_jax.input_pipeline.datasets import synthetic_av
 from effseg_jax.prediction import make_predictor
 from effseg_jax.prediction.audio_visual import hear
 from effseg_jax.prediction.clip_writer import ClipWriter
 from effseg_jax.weights.bundle import Bundle
-from input_pipeline import audio, clip_reader
-from input_pipeline.datasets import synthetic_av
 
 SIZE = (32, 48)
 RATE, SECONDS, SAMPLE_RATE = 4, 3, 16_000

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from effseg_jax.scaling.collectives import read_collectives
+from effseg_jax.scaling.program import read_program
 from effseg_jax.tasks.classification import ClassificationTask
-from effseg_jax.training.collectives import read_collectives
-from effseg_jax.training.program import read_program
 
 SIZE = 16
 

@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs.eco_m2f import synthetic
-from effseg_jax import UserError, create_model
+from effseg_jax import UserError, create_model, experiment
+from effseg_jax.configs.eco_m2f import synthetic
 from effseg_jax.models.eco import best_exits
-from effseg_jax.training import experiment
 from effseg_jax.weights.bundle import Bundle
 from tests.universal_models import SMALL
 from tools import train_gate

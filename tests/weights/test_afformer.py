@@ -153,7 +153,7 @@ def test_an_exported_state_dict_must_be_complete():
 @pytest.mark.parametrize("size", SIZES)
 def test_pytorch_loads_an_export_strictly(size, tmp_path):
   torch = pytest.importorskip("torch")
-  from tools.peers.afformer_torch import AFFormerTorch
+  from benchmarks.peers.afformer_torch import AFFormerTorch
 
   weights = official.weights(size)
   model = create_model(f"afformer_{size}")

@@ -40,7 +40,7 @@ class VGGish(nn.Module):
     """Embeds patches.
 
     Args:
-      log_mel: (N, 96, 64) from `input_pipeline.audio.log_mel`.
+      log_mel: (N, 96, 64) from `effseg_jax.input_pipeline.audio.log_mel`.
       train: makes no difference: nothing in the network is random or keeps statistics.
 
     Returns:
@@ -85,7 +85,7 @@ class SmallAudioEncoder(nn.Module):
     """Embeds patches.
 
     Args:
-      log_mel: (N, 96, 64) from `input_pipeline.audio.log_mel`.
+      log_mel: (N, 96, 64) from `effseg_jax.input_pipeline.audio.log_mel`.
       train: whether batch normalisation uses the batch's own statistics.
 
     Returns:

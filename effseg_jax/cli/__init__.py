@@ -1,0 +1,234 @@
+"""The command line: `effseg COMMAND --flag=value ...`.
+
+Every command is a module of this package with three names: a docstring whose first line says what
+it does, `define_flags(values)`, which declares its flags, and `run(values, arguments)`, which does
+the work and may return an exit status. Parsing and failing are the same for all of them and stand
+here: a mistake ends in one line and exit status 2, Ctrl-C in status 130.
+
+`--config` takes the name of an experiment that comes with the package (`afformer/camvid:tiny`), its
+path in a checkout (`afformer/camvid:tiny`) or a file of the user's own; fields are
+overridden with `--config.train.batch_size=16`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from effseg_jax.errors import UserError, friendly_exit, suggestion
+
+# What one wants to do -> command -> what it does. Each command is a module of this package.
+COMMANDS = {
+  "Train and evaluate": {
+    "train": "train a model, or resume its training",
+    "eval": "evaluate a checkpoint on a split of a data set",
+    "sweep": "run an experiment with many settings and compare the results",
+    "plot_curves": "draw the loss and the metrics of runs",
+  },
+  "Use a model": {
+    "predict": "segment pictures and clips",
+    "models": "list the models with parameters and multiply-accumulates",
+    "convert": "convert official weights to a bundle, and back",
+    "export_bundle": "make one file with weights and card of a run's checkpoint",
+  },
+  "Data": {
+    "browse": "draw a sheet of training examples",
+    "prepare": "pack a data set into a few large files",
+    "prepare_avsbench": "extract AVSBench's frames and sounds from its videos",
+    "embed_audio": "store the VGGish embeddings of a data set's sounds",
+    "write_clip": "write one of the embedded clips as a video with sound",
+  },
+  "Plan and understand": {
+    "compile_for": "compile a training step for TPUs that are not here and report its cost",
+    "plot_attention": "draw the cross-attention of an audio-visual decoder",
+  },
+}
+
+
+class Flags(flags.FlagValues):
+  """The flags of one call of a command; not absl's global ones, so that many calls can share a
+  process."""
+
+  def __init__(self, words: Sequence[str]):
+    """Keeps the words that will be parsed: `--config` declares a flag for each field among them."""
+    super().__init__()
+    self.__dict__["words"] = list(words)  # not through __setattr__, which sets flags
+
+
+class Command(Protocol):
+  """What a module of this package provides."""
+
+  __doc__: str | None
+
+  def define_flags(self, values: Flags) -> None:
+    """Declares the flags of the command."""
+
+  def run(self, values: Flags, arguments: Sequence[str]) -> int | None:
+    """Runs the command; None is exit status 0.
+
+    Raises:
+      UserError: for a mistake of the user's.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs `effseg COMMAND ...` and exits with its status.
+
+  Args:
+    argv: the words after `effseg`; None: those of the process.
+  """
+  words = list(sys.argv[1:] if argv is None else argv)
+  if not words or words[0] in ("-h", "--help", "help"):
+    print(overview())
+    sys.exit(0)
+  if words[0] == "--version":
+    from effseg_jax import __version__
+
+    print(f"effseg_jax {__version__}")
+    sys.exit(0)
+  name = words[0].replace("-", "_")
+  with friendly_exit():
+    known = [command for group in COMMANDS.values() for command in group]
+    if name not in known:
+      raise UserError(
+        f"there is no command {words[0]!r}; effseg --help lists them.{suggestion(name, known)}"
+      )
+  execute(name, words[1:])
+
+
+def execute(name: str, argv: Sequence[str] | None = None) -> None:
+  """Parses the flags of a command, runs it, and exits with its status.
+
+  Args:
+    name: of the module.
+    argv: the words after the command; None: those of the process (for `train.py` and the like).
+  """
+  execute_module(importlib.import_module(f"effseg_jax.cli.{name}"), f"effseg {name}", argv)
+
+
+def execute_module(command: Any, usage: str, argv: Sequence[str] | None = None) -> None:
+  """Parses the flags of a module that is a `Command`, runs it, and exits with its status.
+
+  Args:
+    command: the module.
+    usage: how it is started, for its help.
+    argv: as for `execute`.
+  """
+  words = list(sys.argv[1:] if argv is None else argv)
+  with friendly_exit():
+    if any(word in ("-h", "--help", "--helpfull", "--helpshort") for word in words):
+      print(command_help(usage, command))
+      sys.exit(0)
+    # absl writes below this level what orbax and jax report of their own working.
+    logging.set_verbosity(logging.ERROR)
+    values, arguments = parse(command, words)
+    status = command.run(values, arguments)
+  sys.exit(status or 0)
+
+
+def parse(command: Command, words: Sequence[str]) -> tuple[Flags, list[str]]:
+  """Parses the flags of a command.
+
+  Returns:
+    The values, by flag, and the words that are no flags.
+
+  Raises:
+    UserError: for an unknown flag, a value that cannot be read, or an unknown field of `--config`.
+  """
+  words = _resolve_config(words)
+  values = Flags(words)
+  command.define_flags(values)
+  try:
+    # `sweep` passes fields of a configuration on to its trials.
+    arguments = values(["effseg", *words], known_only="sweep" in values)[1:]
+    if "config" in values and values.config is not None:
+      values.config.is_locked  # noqa: B018 (a file that failed to load raises only when it is used)
+      _split_words(values.config, words)
+  except UserError:
+    raise
+  except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    cause: BaseException = error
+    while cause.args and isinstance(cause.args[0], BaseException):
+      cause = cause.args[0]
+    text = str(cause.args[0] if len(cause.args) == 1 else cause)
+    message = " ".join(line.strip() for line in text.splitlines())
+    raise UserError(f"{message} (see --help)") from None
+  return values, arguments
+
+
+def define_config(values: Flags) -> None:
+  """Declares `--config` and, once it is read, a flag for each of its fields."""
+  config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The experiment: a name such as afformer/camvid:tiny, or a file with get_config().",
+    lock_config=True,
+    flag_values=values,
+    sys_argv=["effseg", *values.words],
+  )
+
+
+def no_arguments(arguments: Sequence[str]) -> None:
+  """Raises `UserError` for a word that is no flag."""
+  if arguments:
+    raise UserError(f"unexpected argument {arguments[0]!r}; flags are written --name=value.")
+
+
+def overview() -> str:
+  """The text of `effseg --help`."""
+  lines = ["usage: effseg COMMAND [--flag=value ...]", ""]
+  for title, names in COMMANDS.items():
+    lines.append(f"{title}:")
+    lines += [f"  {name:<18}{summary}" for name, summary in names.items()]
+    lines.append("")
+  lines.append("effseg COMMAND --help describes a command and its flags.")
+  return "\n".join(lines)
+
+
+def command_help(usage: str, command: Command) -> str:
+  """The text of `--help` of a command."""
+  values = Flags([])
+  command.define_flags(values)
+  lines = [f"usage: {usage} [--flag=value ...]", "", (command.__doc__ or "").strip(), ""]
+  lines.append("flags:")
+  for flag in sorted(values):
+    default = values[flag].default
+    shown = "" if default in (None, "", False) else f" (default: {default})"
+    lines.append(f"  --{flag:<20} {' '.join((values[flag].help or '').split())}{shown}")
+  return "\n".join(lines)
+
+
+def _resolve_config(words: Sequence[str]) -> list[str]:
+  """Replaces the name of a packaged experiment by the path of its file."""
+  from effseg_jax import configs
+
+  resolved, expects_value = [], False
+  for word in words:
+    if expects_value:
+      resolved.append(configs.find(word))
+      expects_value = False
+      continue
+    match = re.fullmatch(r"(--?config)=(.*)", word, re.DOTALL)
+    expects_value = word in ("--config", "-config")
+    resolved.append(f"{match[1]}={configs.find(match[2])}" if match else word)
+  return resolved
+
+
+def _split_words(config: Any, words: Sequence[str]) -> None:
+  """Makes ("a", "b") of `--config.field=a,b`, which ml_collections takes for one word."""
+  for word in words:
+    match = re.fullmatch(r"--?config\.([\w.]+)=(\w+(?:,\w+)+)", word)
+    if match is None:
+      continue
+    *path, field = match[1].split(".")
+    owner = config
+    for name in path:
+      owner = owner[name]
+    if owner[field] == (match[2],):
+      owner[field] = tuple(match[2].split(","))
