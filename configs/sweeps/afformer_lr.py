@@ -13,7 +13,7 @@ from effseg_jax.configs import sweeps
 def get_sweep() -> sweeps.Sweep:
   """Four learning rates, each with two decays."""
   return sweeps.Sweep(
-    "configs/afformer/synthetic.py:tiny",
+    "afformer/synthetic:tiny",
     sweeps.product(
       {
         "optimizer.learning_rate": (5e-4, 1e-3, 2e-3, 4e-3),

@@ -15,6 +15,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -24,8 +25,13 @@ from effseg_jax.cli import Flags, define_config, no_arguments
 from effseg_jax.errors import UserError
 from effseg_jax.run import processes
 
+if TYPE_CHECKING:
+  from effseg_jax.run.trial import StudyTrial
 
-def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[str, Path]:
+
+def train(
+  config: ConfigDict, workdir: str, profile: str | None = None, trial: StudyTrial | None = None
+) -> dict[str, Path]:
   """Runs the training that a configuration describes; returns the pictures drawn at the end."""
   from clu import parameter_overview
 
@@ -142,6 +148,9 @@ def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[
           result = evaluate(state.eval_variables(), on_batch=pace.touch)
           metrics = result.scalars
           log.evaluation(step, metrics)
+          # Pruned by its sweep: every process ends after this step.
+          if trial is not None:
+            stopping = processes.any_of(trial.report(step, metrics)) or stopping
           for name, image in result.pictures.items():
             pictures[name] = log.picture(step, name, image)
       with pace.pause("the checkpoint"):
@@ -170,6 +179,10 @@ def define_flags(values: Flags) -> None:
   flags.DEFINE_string(
     "profile", None, "Trace these steps into WORKDIR/profile, 100:105 say.", flag_values=values
   )
+  flags.DEFINE_string(
+    "study", None, "Set by effseg sweep: the storage that hears of evaluations.", flag_values=values
+  )
+  flags.DEFINE_integer("trial", 0, "Set by effseg sweep: the number in it.", flag_values=values)
   processes.define_flags(values)
 
 
@@ -182,4 +195,9 @@ def run(values: Flags, arguments: Sequence[str]) -> int | None:
     logging.set_verbosity(logging.FATAL)  # what orbax tells of errors, we tell in one line
     platform.tune_host_malloc()
     platform.use_compilation_cache()
-    train(values.config, values.workdir, values.profile)
+    trial = None
+    if values.study:
+      from effseg_jax.sweep import study
+
+      trial = study.attach(values.study, values.trial)
+    train(values.config, values.workdir, values.profile, trial)
