@@ -27,6 +27,9 @@ _CATALOGUE = {
   "proscale_swin_tiny": "effseg_jax.models.mask2former",
   "eco_m2f_r50": "effseg_jax.models.mask2former",
   "eco_m2f_swin_tiny": "effseg_jax.models.mask2former",
+  "eomt_vit_s": "effseg_jax.models.eomt",
+  "eomt_vit_b": "effseg_jax.models.eomt",
+  "eomt_vit_l": "effseg_jax.models.eomt",
 }
 
 
