@@ -1,4 +1,4 @@
-"""EoMT's official names and ours, Hugging Face's, and those of the DINOv2 weights it starts from."""
+"""EoMT's official names and ours, Hugging Face's, and those of DINOv2, from which it starts."""
 
 from __future__ import annotations
 
@@ -137,25 +137,31 @@ def _heads(model: EoMT) -> Iterator[Row]:
 
 
 def _from_huggingface(tensors: Mapping[str, Any]) -> dict[str, Any]:
-  """Puts projections together that Hugging Face keeps apart; what it does not know keeps its name."""
+  """Puts projections together that Hugging Face keeps apart; what is unknown keeps its name."""
   found: dict[str, Any] = {}
   thirds: dict[str, dict[str, Any]] = {}
   for name, tensor in tensors.items():
-    for pattern, official in _HUGGINGFACE:
-      name, count = re.subn("^" + pattern, official, name)
-      if count:
-        break
-    third = _THIRD.match(name)
+    official = _official_name(name)
+    third = _THIRD.match(official)
     if third:
       thirds.setdefault(f"{third[1]}.{third[3]}", {})[third[2]] = tensor
-    elif name.endswith(".pos_embed") and tensor.ndim == 2:
-      found[name] = np.asarray(tensor)[None]
+    elif official.endswith(".pos_embed") and tensor.ndim == 2:
+      found[official] = np.asarray(tensor)[None]
     else:
-      found[name] = tensor
+      found[official] = tensor
   for name, parts in thirds.items():
     if len(parts) == len("qkv"):
       found[name] = np.concatenate([np.asarray(parts[part]) for part in "qkv"])
   return found
+
+
+def _official_name(name: str) -> str:
+  """The official name of a tensor; thirds of packed projections keep their q, k or v."""
+  for pattern, official in _HUGGINGFACE:
+    found, count = re.subn("^" + pattern, official, name)
+    if count:
+      return found
+  return name
 
 
 def _from_backbone(tensors: Mapping[str, Any]) -> dict[str, Any]:

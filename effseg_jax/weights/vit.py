@@ -139,10 +139,8 @@ def from_jax(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     block, (module, _, leaf) = f"blocks.{match[1]}", match[2].rpartition("/")
     if module in _JAX_MODULES:
       # Heads and their channels, (heads, d), are neighbours: one axis.
-      if module.endswith("/out") and leaf == "kernel":
-        tensor = tensor.reshape(-1, tensor.shape[-1])
-      tensor = tensor.T if leaf == "kernel" else tensor
-      found[f"{block}.{_JAX_MODULES[module]}.{_JAX_LEAVES[leaf]}"] = tensor
+      array = tensor.reshape(-1, tensor.shape[-1]).T if leaf == "kernel" else tensor
+      found[f"{block}.{_JAX_MODULES[module]}.{_JAX_LEAVES[leaf]}"] = array
     elif module == f"{_JAX_ATTENTION}/query":
       parts = [tensors[name.replace("/query/", f"/{part}/")] for part in ("query", "key", "value")]
       columns = leaf == "kernel"
@@ -163,10 +161,10 @@ def mmsegmentation_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
   for name, tensor in tensors.items():
     if _UNUSED.match(name):
       continue
-    name = f"backbone.{name}" if name.startswith(BEGINNINGS) else name
-    for pattern, official in _TO_MMSEGMENTATION:
-      name = pattern.sub(official, name)
-    found[name] = tensor
+    official = f"backbone.{name}" if name.startswith(BEGINNINGS) else name
+    for pattern, replacement in _TO_MMSEGMENTATION:
+      official = pattern.sub(replacement, official)
+    found[official] = tensor
   return found
 
 

@@ -6,6 +6,7 @@ resized, in the tokens that stand before the patches, and in what is read at the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -435,4 +436,14 @@ def check_fields(name: str, model: Any) -> None:
     raise UserError(
       f"{name}: embed_dim is {model.embed_dim}; expected a multiple of num_heads,"
       f" {model.num_heads}."
+    )
+
+
+def check_out_layers(name: str, out_layers: Sequence[int], depth: int, count: int) -> None:
+  """Raises `UserError` unless the blocks to be read exist, rising and in the right number."""
+  rising = all(a < b for a, b in itertools.pairwise(out_layers))
+  if len(out_layers) != count or not rising or out_layers[0] < 0 or out_layers[-1] >= depth:
+    raise UserError(
+      f"{name}: out_layers is {tuple(out_layers)}; expected {count} rising numbers of blocks, from"
+      f" 0 to {depth - 1}."
     )
