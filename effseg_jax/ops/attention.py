@@ -18,7 +18,9 @@ def attention(
   key: jax.Array,
   value: jax.Array,
   heads: int,
+  *,
   blocked: jax.Array | None = None,
+  dropout: tuple[float, jax.Array] | None = None,
 ) -> jax.Array:
   """`softmax(q k^T / sqrt(d)) v` for each head; the softmax is float32.
 
@@ -28,12 +30,13 @@ def attention(
     value: (B, S, C).
     heads: their number.
     blocked: bool (B, Q, S), true where a query must not look; no row may be all true.
+    dropout: rate at which weights are dropped, and the key of the draws.
 
   Returns:
     (B, Q, C), of the query's dtype.
   """
-  if backend.platform() == "cpu":
-    return attention_by_products(query, key, value, heads, blocked)
+  if backend.platform() == "cpu" or dropout is not None:
+    return attention_by_products(query, key, value, heads, blocked=blocked, dropout=dropout)
   query, key, value = (
     einops.rearrange(x, "b n (h d) -> b n h d", h=heads) for x in (query, key, value)
   )
@@ -49,7 +52,9 @@ def attention_by_products(
   key: jax.Array,
   value: jax.Array,
   heads: int,
+  *,
   blocked: jax.Array | None = None,
+  dropout: tuple[float, jax.Array] | None = None,
 ) -> jax.Array:
   """`attention` as it reads: the reference form, and the CPU's."""
   # Heads come before tokens: products of (B, N, heads, d) are seven times slower on the CPU.
@@ -63,6 +68,9 @@ def attention_by_products(
   # Divided after the product with the values, which is smaller than the weights.
   weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
   total = jnp.sum(weights, axis=-1, keepdims=True)
+  if dropout is not None:
+    kept = jax.random.bernoulli(dropout[1], 1.0 - dropout[0], weights.shape)
+    weights = jnp.where(kept, weights / (1.0 - dropout[0]), 0.0)
   mixed = jnp.einsum(
     "bhqs,bhsd->bhqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
   )

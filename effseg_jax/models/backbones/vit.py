@@ -47,7 +47,9 @@ class Initializers(NamedTuple):
   mlp_bias: Any
 
 
-def _xavier_packed(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
+def xavier_packed_init(
+  key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32
+) -> jax.Array:
   """Xavier's uniform, for a (C, 3, C) kernel seen as one matrix of C x 3 C."""
   limit = np.sqrt(6.0 / (shape[0] + shape[1] * shape[2]))
   return jax.random.uniform(key, shape, dtype, -limit, limit)
@@ -57,7 +59,7 @@ MMSEGMENTATION = Initializers(
   nn.initializers.he_normal((0, 1, 2)),
   lambda fan_in: nn.initializers.zeros,
   _normal(0.02),
-  _xavier_packed,
+  xavier_packed_init,
   _normal(1e-6),
 )
 TIMM = Initializers(
@@ -135,12 +137,14 @@ class SelfAttention(nn.Module):
   Attributes:
     heads: of the attention.
     dropout: rate after the output layer.
+    weight_dropout: rate of the attention's weights.
     qkv_init: initialiser of the packed kernel.
     dtype: of the computation; the softmax is float32.
   """
 
   heads: int
   dropout: float = 0.0
+  weight_dropout: float = 0.0
   qkv_init: Any = TIMM.qkv
   dtype: Dtype = jnp.float32
 
@@ -174,7 +178,10 @@ class SelfAttention(nn.Module):
       query = x @ kernel[:, 0] + bias[0]
       packed = jnp.einsum("bnc,csd->bnsd", memory, kernel[:, 1:]) + bias[1:]
       key, value = jnp.moveaxis(packed, 2, 0)
-    mixed = attention(query, key, value, self.heads, blocked)
+    dropped = None
+    if train and self.weight_dropout:
+      dropped = self.weight_dropout, self.make_rng("dropout")
+    mixed = attention(query, key, value, self.heads, blocked=blocked, dropout=dropped)
     mixed = nn.Dense(channels, kernel_init=_normal(0.02), dtype=self.dtype, name="out")(mixed)
     return nn.Dropout(self.dropout, deterministic=not train)(mixed)
 
@@ -211,7 +218,11 @@ class Block(nn.Module):
     """(B, N, C) -> (B, N, C); arguments as in `SelfAttention`, before they are normalised."""
     norm1, norm2 = (layer_norm(name, self.dtype) for name in ("norm1", "norm2"))
     attend = SelfAttention(
-      self.heads, self.dropout, self.initializers.qkv, self.dtype, name="attention"
+      self.heads,
+      self.dropout,
+      qkv_init=self.initializers.qkv,
+      dtype=self.dtype,
+      name="attention",
     )
     y = attend(norm1(x), train, None if memory is None else norm1(memory), blocked)
     x = x + self._scaled("scale1", y)
