@@ -27,6 +27,15 @@ _CATALOGUE = {
   "proscale_swin_tiny": "effseg_jax.models.mask2former",
   "eco_m2f_r50": "effseg_jax.models.mask2former",
   "eco_m2f_swin_tiny": "effseg_jax.models.mask2former",
+  "setr_naive_l16": "effseg_jax.models.setr",
+  "setr_pup_l16": "effseg_jax.models.setr",
+  "setr_mla_l16": "effseg_jax.models.setr",
+  "segvit_b16": "effseg_jax.models.segvit",
+  "segvit_l16": "effseg_jax.models.segvit",
+  "segvit_shrunk_l16": "effseg_jax.models.segvit",
+  "eomt_vit_s": "effseg_jax.models.eomt",
+  "eomt_vit_b": "effseg_jax.models.eomt",
+  "eomt_vit_l": "effseg_jax.models.eomt",
 }
 
 

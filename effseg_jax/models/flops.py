@@ -41,6 +41,7 @@ from effseg_jax.models.layers import BatchNorm, GroupNorm
 from effseg_jax.models.mask2former import STRIDE, Attention, Mask2Former, MaskedAttentionDecoder
 from effseg_jax.models.pixel_decoder import DeformableAttention, MaskFeatures
 from effseg_jax.models.proscale import TokenRecalibration
+from effseg_jax.models.segvit import SegViT
 from effseg_jax.ops import fourier
 from effseg_jax.ops.backend import target_platform
 
@@ -80,10 +81,23 @@ def count(model: nn.Module, size: tuple[int, int]) -> Count:
   """
   inputs, variables = _arguments(model, size)
   cost, outputs = _count_call(model, variables, *inputs, False)
+  if isinstance(model, SegViT) and not model.features_only:
+    return _with_class_scores(cost, outputs, size)
   if getattr(outputs, "ndim", 0) == 4:  # logits of a map: features and whole images have no resize
     resize = _RESIZE * math.prod(size) * outputs.shape[-1]
     cost = dataclasses.replace(cost, others=cost.others + resize)
   return cost
+
+
+def _with_class_scores(cost: Count, outputs: Any, size: tuple[int, int]) -> Count:
+  """SegViT's published counts go on to the scores at the image's size: masks resized, and mixed."""
+  pixels = math.prod(size)
+  queries, classes = outputs["class_logits"].shape[1:]
+  return dataclasses.replace(
+    cost,
+    products=cost.products + queries * (classes - 1) * pixels,
+    others=cost.others + _RESIZE * queries * pixels,
+  )
 
 
 def count_parts(model: Mask2Former, size: tuple[int, int]) -> dict[str, Count]:

@@ -25,6 +25,19 @@ def depthwise_init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.floa
   return jax.random.normal(key, shape, dtype) * np.sqrt(2.0 / (shape[0] * shape[1]))
 
 
+# PyTorch's default for a linear layer, and for its bias: uniform within +-1 / sqrt(inputs).
+torch_linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_bias_init(fan_in: int) -> Any:
+  """The initialiser of a bias that PyTorch leaves at its default."""
+
+  def init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+  return init
+
+
 class Conv(nn.Module):
   """Convolution; 1x1 as a matrix product.
 
@@ -71,6 +84,7 @@ class DepthwiseConv(nn.Module):
     use_bias: whether a bias is added.
     formulation: of the convolution, see `ops.conv.depthwise_conv`; or "circular": borders wrap.
     tensorflow_padding: see `Conv`.
+    kernel_init: initialiser of the kernel.
     dtype: of the computation.
   """
 
@@ -79,6 +93,7 @@ class DepthwiseConv(nn.Module):
   use_bias: bool = False
   formulation: str = "auto"
   tensorflow_padding: bool = False
+  kernel_init: Any = depthwise_init
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -86,7 +101,7 @@ class DepthwiseConv(nn.Module):
     """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C)."""
     channels = x.shape[-1]
     shape = (self.kernel_size, self.kernel_size, 1, channels)
-    kernel = self.param("kernel", depthwise_init, shape, jnp.float32).astype(self.dtype)
+    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
     x = x.astype(self.dtype)
     if self.formulation == "circular":
       x = fourier.depthwise_conv_circular(x, kernel)

@@ -1,4 +1,4 @@
-"""Bilinear resizing as PyTorch defines it: never antialiased, with or without aligned corners."""
+"""Resizing as PyTorch defines it: bilinear, and matrices of bicubic resizes along one axis."""
 
 from __future__ import annotations
 
@@ -41,6 +41,54 @@ def bilinear_matrix(size: int, source_size: int, align_corners: bool = False) ->
   np.add.at(matrix, (np.arange(size), lower), 1.0 - weight)
   np.add.at(matrix, (np.arange(size), upper), weight)
   return matrix
+
+
+def bicubic_matrix(size: int, source_size: int) -> np.ndarray:
+  """A bicubic resize along one axis as PyTorch has it: a = -0.75, not antialiased.
+
+  Pixels beyond the border repeat it, and corners are not aligned.
+
+  Args:
+    size: outputs.
+    source_size: inputs.
+
+  Returns:
+    float64 (size, source_size).
+  """
+  x = (np.arange(size) + 0.5) * source_size / size - 0.5
+  lower = np.floor(x).astype(np.int64)
+  matrix = np.zeros((size, source_size))
+  for tap in range(-1, 3):
+    source = np.clip(lower + tap, 0, source_size - 1)
+    np.add.at(matrix, (np.arange(size), source), _cubic(x - (lower + tap), -0.75))
+  return matrix
+
+
+def antialiased_bicubic_matrix(size: int, source_size: int) -> np.ndarray:
+  """A bicubic resize along one axis with a = -0.5 whose kernel widens when it shrinks.
+
+  This is PyTorch's `antialias=True`: weights beyond the border are left out, and the others scaled
+  to a sum of 1.
+
+  Args:
+    size: outputs.
+    source_size: inputs.
+
+  Returns:
+    float64 (size, source_size).
+  """
+  widening = max(source_size / size, 1.0)
+  centre = (np.arange(size) + 0.5) * source_size / size - 0.5
+  matrix = _cubic((np.arange(source_size) - centre[:, None]) / widening, -0.5)
+  return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+  """Keys' cubic convolution kernel (1981, equation 15)."""
+  x = np.abs(x)
+  near = ((a + 2.0) * x - (a + 3.0)) * x**2 + 1.0
+  far = a * (((x - 5.0) * x + 8.0) * x - 4.0)
+  return np.where(x <= 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
 def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = False) -> jax.Array:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def load_weights(model: Any, source: Any, partial: str | None = None) -> Mapping[str, Any]:
+def load_weights(
+  model: Any, source: Any, partial: str | None = None, *, resize: bool = False
+) -> Mapping[str, Any]:
   """Reads a model's weights; see `effseg_jax.weights.loading.load_weights`."""
   from effseg_jax.weights import loading
 
-  return loading.load_weights(model, source, partial)
+  return loading.load_weights(model, source, partial, resize=resize)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -31,17 +32,25 @@ from effseg_jax.weights.table import Part, Row
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Class of a model -> module with `PARTS`, `example_inputs(model)`, `rows(model, paths)`, and
-# `renamed(model, tensors)`: a file's tensors under the official names, whatever names it has.
+# `renamed(model, tensors)`: a file's tensors under the official names, whatever names it has. Where
+# sizes depend on the image's, `resized(model, tensors)` fits tensors to the model's, and says so.
 _NAMES = {
   "effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer",
   "effseg_jax.models.avesformer.AVESFormer": "effseg_jax.weights.avesformer",
   "effseg_jax.models.backbones.vggish.VGGish": "effseg_jax.weights.vggish",
+  "effseg_jax.models.eomt.EoMT": "effseg_jax.weights.eomt",
+  "effseg_jax.models.segvit.SegViT": "effseg_jax.weights.segvit",
+  "effseg_jax.models.setr.SETR": "effseg_jax.weights.setr",
   "effseg_jax.models.mask2former.Mask2Former": "effseg_jax.weights.mask2former",
 }
 
 
 def load_weights(
-  model: nn.Module, source: str | Path | Mapping[str, Any], partial: str | None = None
+  model: nn.Module,
+  source: str | Path | Mapping[str, Any],
+  partial: str | None = None,
+  *,
+  resize: bool = False,
 ) -> dict[str, Any]:
   """Reads a model's weights.
 
@@ -53,6 +62,9 @@ def load_weights(
     partial: `"backbone"` reads that part alone, from a file of the whole model or of the backbone
       (ImageNet weights, whose names may lack `backbone.`); the rest of the file is not looked at.
       Models may have other parts: an error names them.
+    resize: whether positions (and EoMT's patch kernels) of another image or patch size are resized
+      to the model's; one line on stderr says so. With `partial` they always are. Without it they do
+      not fit, because a trained model's accuracy holds for its own size.
 
   Returns:
     The model's collections (`params`, `batch_stats` and others, if it has them) of float32 numpy
@@ -81,6 +93,10 @@ def load_weights(
   tensors = names.renamed(model, tensors)
   for name, part in names.PARTS.items():
     tensors = _with_prefix(tensors, name, part.beginnings)
+  if (resize or partial is not None) and hasattr(names, "resized"):
+    tensors, lines = names.resized(model, tensors)
+    for line in lines:
+      print(f"{origin}: {line}.", file=sys.stderr)
   if partial is not None:
     part = names.PARTS[partial]
     shapes = _part_of(shapes, part)

@@ -55,28 +55,37 @@ class Part:
 LAYOUTS: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]] = {
   "same": (None, None),
   "conv": ((2, 3, 1, 0), (3, 2, 0, 1)),  # OIHW <-> HWIO
+  "transposed_conv": ((2, 3, 0, 1), (2, 3, 0, 1)),  # IOHW <-> HWIO
   "linear": ((1, 0), (1, 0)),  # (out, in) <-> (in, out)
+  "packed": ((2, 0, 1), (1, 2, 0)),  # (3 out, in) <-> (in, 3, out)
+  "packed_bias": (None, None),  # (3 out) <-> (3, out)
 }
+
+# The first axis of these holds queries, keys and values one after the other.
+_PACKED = ("packed", "packed_bias")
 
 
 def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
   """An official array in our layout, contiguous float32."""
   axes = LAYOUTS[layout][0]
+  if layout in _PACKED:
+    array = array.reshape(3, -1, *array.shape[1:])
   array = array if axes is None else np.transpose(array, axes)
   return np.ascontiguousarray(array, np.float32).reshape(array.shape)
 
 
 def to_official(array: np.ndarray, layout: str) -> np.ndarray:
   """Our array in the official layout, contiguous float32."""
-  axes = LAYOUTS[layout][1]
+  axes, shape = LAYOUTS[layout][1], official_shape(array.shape, layout)
   array = array if axes is None else np.transpose(array, axes)
-  return np.ascontiguousarray(array, np.float32).reshape(array.shape)
+  return np.ascontiguousarray(array, np.float32).reshape(shape)
 
 
 def official_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
   """The official shape of a tensor that has `shape` here."""
   axes = LAYOUTS[layout][1]
-  return tuple(shape) if axes is None else tuple(shape[axis] for axis in axes)
+  shape = tuple(shape) if axes is None else tuple(shape[axis] for axis in axes)
+  return (shape[0] * shape[1], *shape[2:]) if layout in _PACKED else shape
 
 
 # --- Layers, as PyTorch lists them ---------------------------------------------------------------
