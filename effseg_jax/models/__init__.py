@@ -27,6 +27,12 @@ _CATALOGUE = {
   "proscale_swin_tiny": "effseg_jax.models.mask2former",
   "eco_m2f_r50": "effseg_jax.models.mask2former",
   "eco_m2f_swin_tiny": "effseg_jax.models.mask2former",
+  "segformer_b0": "effseg_jax.models.segformer",
+  "segformer_b1": "effseg_jax.models.segformer",
+  "segformer_b2": "effseg_jax.models.segformer",
+  "segformer_b3": "effseg_jax.models.segformer",
+  "segformer_b4": "effseg_jax.models.segformer",
+  "segformer_b5": "effseg_jax.models.segformer",
 }
 
 

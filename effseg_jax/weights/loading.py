@@ -31,12 +31,14 @@ from effseg_jax.weights.table import Part, Row
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Class of a model -> module with `PARTS`, `example_inputs(model)`, `rows(model, paths)`, and
-# `renamed(model, tensors)`: a file's tensors under the official names, whatever names it has.
+# `renamed(model, tensors)`: a file's tensors under the official names, whatever names it has. It
+# may have `exported(model, tensors)`: the rows' tensors as a file should name and pack them.
 _NAMES = {
   "effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer",
   "effseg_jax.models.avesformer.AVESFormer": "effseg_jax.weights.avesformer",
   "effseg_jax.models.backbones.vggish.VGGish": "effseg_jax.weights.vggish",
   "effseg_jax.models.mask2former.Mask2Former": "effseg_jax.weights.mask2former",
+  "effseg_jax.models.segformer.SegFormer": "effseg_jax.weights.segformer",
 }
 
 
@@ -132,7 +134,8 @@ def export_weights(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, 
     UserError: if the variables are not the model's, or have no place in the official model.
   """
   shapes = variable_shapes(model)
-  rows = _names_of(model).rows(model, shapes)
+  names = _names_of(model)
+  rows = names.rows(model, shapes)
   arrays = flatten_dict(jax.device_get(dict(variables)), sep="/")
   arrays = {path: np.asarray(array) for path, array in arrays.items()}
   arrays = {**_dead_zeros(rows, shapes), **arrays}
@@ -142,12 +145,13 @@ def export_weights(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, 
     raise UserError(
       f"this variant cannot be exported: the official model has no {', '.join(unnamed)}."
     )
-  return {
+  tensors = {
     row.name: table.to_official(arrays[row.path], row.layout)
     if row.path
     else np.array(row.constant)
     for row in rows
   }
+  return names.exported(model, tensors) if hasattr(names, "exported") else tensors
 
 
 @functools.lru_cache(maxsize=16)
