@@ -140,12 +140,11 @@ class MMSegHead(nn.Module):
     """Maps (B, h, w, C), the finest first -> logits float32 (B, h, w, num_classes)."""
     size = levels[0].shape[1:3]
     x = jnp.zeros((), self.dtype)
-    for index, (level, matrix) in enumerate(
-      zip(levels, _mixing(self.features, len(levels)), strict=True)
-    ):
+    mixing = _mixing(self.features, len(levels)).astype(self.dtype)
+    for index, level in enumerate(levels):
       conv = ConvNorm(self.features, activate=False, dtype=self.dtype, name=f"level_{index}")
-      level = nn.relu(conv(level, train))
-      x += resize_bilinear(level @ matrix.astype(self.dtype), size)
+      # Mixing channels commutes with resizing: on the level's own grid it has fewer products.
+      x += resize_bilinear(nn.relu(conv(level, train)) @ mixing[index], size)
     x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
     return _classify(x, self, train)
 
