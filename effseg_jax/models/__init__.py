@@ -36,6 +36,12 @@ _CATALOGUE = {
   "eomt_vit_s": "effseg_jax.models.eomt",
   "eomt_vit_b": "effseg_jax.models.eomt",
   "eomt_vit_l": "effseg_jax.models.eomt",
+  "segformer_b0": "effseg_jax.models.segformer",
+  "segformer_b1": "effseg_jax.models.segformer",
+  "segformer_b2": "effseg_jax.models.segformer",
+  "segformer_b3": "effseg_jax.models.segformer",
+  "segformer_b4": "effseg_jax.models.segformer",
+  "segformer_b5": "effseg_jax.models.segformer",
 }
 
 

@@ -19,6 +19,9 @@ asks the same counter about the network alone: no mask is upsampled, nothing pos
 counts 4 for each value that deformable attention samples and nothing for adding the samples up; 4
 for each mask logit that is resized to a level; and it overlooks the products of queries and keys in
 masked attention (`baddbmm`). Where our formulation has other products, theirs take their place.
+
+The papers of SegFormer and EfficientViT count products alone: both conventions are the same there.
+SegFormer's head is counted in the published order, which has more products than ours.
 """
 
 from __future__ import annotations
@@ -41,9 +44,14 @@ from effseg_jax.models.layers import BatchNorm, GroupNorm
 from effseg_jax.models.mask2former import STRIDE, Attention, Mask2Former, MaskedAttentionDecoder
 from effseg_jax.models.pixel_decoder import DeformableAttention, MaskFeatures
 from effseg_jax.models.proscale import TokenRecalibration
+from effseg_jax.models.segformer import Head as SegFormerHead
+from effseg_jax.models.segformer import MMSegHead, SegFormer
 from effseg_jax.models.segvit import SegViT
 from effseg_jax.ops import fourier
 from effseg_jax.ops.backend import target_platform
+
+# Models whose papers count products and nothing else.
+_PRODUCTS_ALONE = (SegFormer,)
 
 _POOL, _RESIZE, _BATCH_NORM, _NORM, _SAMPLE = 1, 4, 2, 5, 4  # fvcore's cost per element
 
@@ -83,6 +91,8 @@ def count(model: nn.Module, size: tuple[int, int]) -> Count:
   cost, outputs = _count_call(model, variables, *inputs, False)
   if isinstance(model, SegViT) and not model.features_only:
     return _with_class_scores(cost, outputs, size)
+  if isinstance(model, _PRODUCTS_ALONE):
+    return dataclasses.replace(cost, others=0)
   if getattr(outputs, "ndim", 0) == 4:  # logits of a map: features and whole images have no resize
     resize = _RESIZE * math.prod(size) * outputs.shape[-1]
     cost = dataclasses.replace(cost, others=cost.others + resize)
@@ -124,13 +134,14 @@ def count_parts(model: Mask2Former, size: tuple[int, int]) -> dict[str, Count]:
 
 def _count_call(module: nn.Module, variables: Any, *args: Any) -> tuple[Count, Any]:
   """Counts `module.apply(variables, *args)`; also returns the shapes of its outputs."""
-  others = 0
+  others = reordered = 0
 
   def tally(call, args, kwargs, context):
-    nonlocal others
+    nonlocal others, reordered
     outputs = call(*args, **kwargs)
     if context.method_name == "__call__":
       others += _cost_of_call(context.module, args, outputs)
+      reordered += _products_of_published_order(context.module, args)
     return outputs
 
   static = {index: arg for index, arg in enumerate(args) if isinstance(arg, bool)}
@@ -147,7 +158,7 @@ def _count_call(module: nn.Module, variables: Any, *args: Any) -> tuple[Count, A
   with target_platform("gpu"), nn.intercept_methods(tally):
     closed, outputs = jax.make_jaxpr(apply, return_shape=True)(variables, *arrays)
   products, transforms = _products(closed.jaxpr)
-  return Count(products, others, transforms), outputs
+  return Count(products + reordered, others, transforms), outputs
 
 
 def parameter_counts(model: nn.Module, size: tuple[int, int] = (64, 64)) -> tuple[int, int]:
@@ -207,6 +218,18 @@ def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
   if isinstance(module, MaskedAttentionDecoder):
     return _masks_at_levels(module, *args)
   return 0
+
+
+def _products_of_published_order(module: nn.Module, args: Sequence[Any]) -> int:
+  """Products of the published order of operations, less those of ours, in a module's call."""
+  if not isinstance(module, (SegFormerHead, MMSegHead)):
+    return 0
+  levels, square = args[0], module.features**2
+  positions = [level.size // level.shape[-1] for level in levels]
+  published = positions[0] * len(levels) * square
+  if isinstance(module, SegFormerHead):  # kernels and biases times the convolution
+    return published - sum((level.shape[-1] + 1) * square for level in levels)
+  return published - sum(positions) * square
 
 
 def _masks_at_levels(module: MaskedAttentionDecoder, features: Any, memories: Any) -> int:

@@ -32,8 +32,9 @@ from effseg_jax.weights.table import Part, Row
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Class of a model -> module with `PARTS`, `example_inputs(model)`, `rows(model, paths)`, and
-# `renamed(model, tensors)`: a file's tensors under the official names, whatever names it has. Where
-# sizes depend on the image's, `resized(model, tensors)` fits tensors to the model's, and says so.
+# `renamed(model, tensors)`: a file's tensors under the official names, whatever names it has. It
+# may have `resized(model, tensors)`, which fits tensors whose sizes depend on the image's and says
+# so, and `exported(model, tensors)`: the rows' tensors as a file should name and pack them.
 _NAMES = {
   "effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer",
   "effseg_jax.models.avesformer.AVESFormer": "effseg_jax.weights.avesformer",
@@ -42,6 +43,7 @@ _NAMES = {
   "effseg_jax.models.segvit.SegViT": "effseg_jax.weights.segvit",
   "effseg_jax.models.setr.SETR": "effseg_jax.weights.setr",
   "effseg_jax.models.mask2former.Mask2Former": "effseg_jax.weights.mask2former",
+  "effseg_jax.models.segformer.SegFormer": "effseg_jax.weights.segformer",
 }
 
 
@@ -148,7 +150,8 @@ def export_weights(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, 
     UserError: if the variables are not the model's, or have no place in the official model.
   """
   shapes = variable_shapes(model)
-  rows = _names_of(model).rows(model, shapes)
+  names = _names_of(model)
+  rows = names.rows(model, shapes)
   arrays = flatten_dict(jax.device_get(dict(variables)), sep="/")
   arrays = {path: np.asarray(array) for path, array in arrays.items()}
   arrays = {**_dead_zeros(rows, shapes), **arrays}
@@ -158,12 +161,13 @@ def export_weights(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, 
     raise UserError(
       f"this variant cannot be exported: the official model has no {', '.join(unnamed)}."
     )
-  return {
+  tensors = {
     row.name: table.to_official(arrays[row.path], row.layout)
     if row.path
     else np.array(row.constant)
     for row in rows
   }
+  return names.exported(model, tensors) if hasattr(names, "exported") else tensors
 
 
 @functools.lru_cache(maxsize=16)

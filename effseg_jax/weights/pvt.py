@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from effseg_jax.models.backbones.pvt import REDUCTIONS, PVTv2
+from effseg_jax.models.backbones.pvt import PVTv2
 from effseg_jax.weights import table
 from effseg_jax.weights.table import Row
 
@@ -18,7 +18,7 @@ def rows(backbone: PVTv2, name: str = "backbone", path: str = "params/backbone")
   """The official tensors of a PVT v2.
 
   Args:
-    backbone: gives the depths.
+    backbone: gives the depths and which stages have a reduction.
     name: what the official names begin with.
     path: of the backbone among our variables.
   """
@@ -33,7 +33,7 @@ def rows(backbone: PVTv2, name: str = "backbone", path: str = "params/backbone")
       yield from table.linear(f"{theirs}.attn.q", f"{attention}/query")
       yield from table.linear(f"{theirs}.attn.kv", f"{attention}/key_value")
       yield from table.linear(f"{theirs}.attn.proj", f"{attention}/proj")
-      if REDUCTIONS[stage] > 1:
+      if backbone.reductions[stage] > 1:
         yield from table.conv(f"{theirs}.attn.sr", f"{attention}/reduce", bias=True)
         yield from table.norm(f"{theirs}.attn.norm", f"{attention}/norm")
       yield from table.norm(f"{theirs}.norm2", f"{ours}/norm2")

@@ -1,6 +1,7 @@
 """PVT v2: Improved Baselines with Pyramid Vision Transformer (Wang et al., CVMJ 2022).
 
-b0 to b5 with convolutional spatial reduction; the "linear" variant is not here.
+b0 to b5 with convolutional spatial reduction; the "linear" variant is not here. SegFormer's encoder
+(`models/segformer.py`) is the same network with other hidden widths.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Dtype = Any
 # Per stage: kernel and stride of the patch embedding, and how far keys and values are reduced.
 _EMBEDDINGS = ((7, 4), (3, 2), (3, 2), (3, 2))
 REDUCTIONS = (8, 4, 2, 1)
-_HEADS = (1, 2, 5, 8)
+HEADS = (1, 2, 5, 8)
 _WIDTHS = (64, 128, 320, 512)
 
 PVT_V2: dict[str, dict[str, Any]] = {
@@ -66,11 +67,13 @@ class SpatialReductionAttention(nn.Module):
   Attributes:
     heads: of the attention.
     reduction: positions per key along each axis.
+    norm_epsilon: of the normalisation after the reduction.
     dtype: of the computation; the softmax is float32.
   """
 
   heads: int
   reduction: int
+  norm_epsilon: float = 1e-5
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -84,7 +87,7 @@ class SpatialReductionAttention(nn.Module):
     query = split(dense(channels, "query")(x)) * (channels // self.heads) ** -0.5
     if self.reduction > 1:
       x = SpatialReduction(self.reduction, self.dtype, name="reduce")(x)
-      x = _norm("norm", 1e-5, self.dtype)(x)
+      x = _norm("norm", self.norm_epsilon, self.dtype)(x)
     key, value = map(split, jnp.split(dense(2 * channels, "key_value")(x), 2, axis=-1))
     logits = jnp.einsum("bnqd,bnkd->bnqk", query, key).astype(jnp.float32)
     weights = nn.softmax(logits, axis=-1).astype(value.dtype)
@@ -101,6 +104,8 @@ class Block(nn.Module):
     reduction: see `SpatialReductionAttention`.
     ratio: hidden channels per channel.
     drop_path: rate of both residual branches.
+    norm_epsilon: of the normalisations before both branches.
+    reduction_norm_epsilon: of the one after the reduction.
     dtype: of the computation.
   """
 
@@ -108,6 +113,8 @@ class Block(nn.Module):
   reduction: int
   ratio: int
   drop_path: float
+  norm_epsilon: float = 1e-6
+  reduction_norm_epsilon: float = 1e-5
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -117,10 +124,13 @@ class Block(nn.Module):
     dense = lambda features, name: nn.Dense(  # noqa: E731
       features, kernel_init=_init, dtype=self.dtype, name=name
     )
-    attention = SpatialReductionAttention(self.heads, self.reduction, self.dtype, name="attention")
-    y = attention(_norm("norm1", 1e-6, self.dtype)(x))
+    norm = lambda name: _norm(name, self.norm_epsilon, self.dtype)  # noqa: E731
+    attention = SpatialReductionAttention(
+      self.heads, self.reduction, self.reduction_norm_epsilon, self.dtype, name="attention"
+    )
+    y = attention(norm("norm1")(x))
     x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
-    y = dense(self.ratio * channels, "fc1")(_norm("norm2", 1e-6, self.dtype)(x))
+    y = dense(self.ratio * channels, "fc1")(norm("norm2")(x))
     y = DepthwiseConv(use_bias=True, dtype=self.dtype, name="depthwise")(y)
     y = dense(channels, "fc2")(nn.gelu(y, approximate=False))
     return x + DropPath(self.drop_path, name="drop_path2")(y, train)
@@ -133,7 +143,11 @@ class PVTv2(nn.Module):
     widths: channels of the stages.
     depths: blocks of the stages.
     ratios: hidden channels per channel in the feed-forward layers.
+    heads: of the stages' attention.
+    reductions: positions per key along each axis; 1: no reduction.
     drop_path: rate of the last block; the others' grow linearly from 0.
+    norm_epsilon: of the normalisations in front of a block's branches and after a stage.
+    embed_norm_epsilon: of those after patch embeddings and reductions.
     remat: compute each block again in the backward pass instead of keeping its activations.
     dtype: of the computation; parameters, norms' statistics and softmax are float32.
   """
@@ -141,7 +155,11 @@ class PVTv2(nn.Module):
   widths: tuple[int, int, int, int]
   depths: tuple[int, int, int, int]
   ratios: tuple[int, int, int, int] = (8, 8, 4, 4)
+  heads: tuple[int, int, int, int] = HEADS
+  reductions: tuple[int, int, int, int] = REDUCTIONS
   drop_path: float = 0.1
+  norm_epsilon: float = 1e-6
+  embed_norm_epsilon: float = 1e-5
   remat: bool = False
   dtype: Dtype = jnp.float32
 
@@ -150,7 +168,8 @@ class PVTv2(nn.Module):
     """Computes features.
 
     Args:
-      images: (B, H, W, 3) float32, normalised; H and W at least 32.
+      images: (B, H, W, C) float32, normalised; every stage's grid at least as large as its
+        reduction: H and W at least 29 for the published ones.
       train: whether stochastic depth is active (rng "drop_path").
 
     Returns:
@@ -166,17 +185,19 @@ class PVTv2(nn.Module):
       embed = Conv(
         self.widths[stage], kernel_size, stride, True, dtype=self.dtype, name=f"embed_{stage}"
       )
-      x = _norm(f"embed_norm_{stage}", 1e-5, self.dtype)(embed(x))
+      x = _norm(f"embed_norm_{stage}", self.embed_norm_epsilon, self.dtype)(embed(x))
       for index, rate in enumerate(rates[stage]):
         x = block(
-          _HEADS[stage],
-          REDUCTIONS[stage],
+          self.heads[stage],
+          self.reductions[stage],
           self.ratios[stage],
           float(rate),
+          self.norm_epsilon,
+          self.embed_norm_epsilon,
           self.dtype,
           name=f"stage_{stage}_block_{index}",
         )(x, train)
-      x = _norm(f"norm_{stage}", 1e-6, self.dtype)(x)
+      x = _norm(f"norm_{stage}", self.norm_epsilon, self.dtype)(x)
       features[f"res{stage + 2}"] = x
     return features
 
