@@ -78,8 +78,9 @@ def bind(transforms: Sequence[Transform], source: Any) -> tuple[Transform, ...]:
   bound: list[Transform] = []
   for transform in transforms:
     if isinstance(transform, Mix):
-      transform = dataclasses.replace(transform, source=source, before=tuple(bound))
-    bound.append(transform)
+      bound.append(dataclasses.replace(transform, source=source, before=tuple(bound)))
+    else:
+      bound.append(transform)
   return tuple(bound)
 
 

@@ -199,7 +199,7 @@ def test_camvid_leaves_sequences_out(tmp_path):
   assert [name[-8:] for name in rest] == ["0016E5_1"]
   with pytest.raises(UserError, match=r"'0006R1' is not one of 0001TP, 0006R0, 0016E5"):
     found("train", "0006R1")
-  with pytest.raises(UserError, match="needs data.options.sequences"):
+  with pytest.raises(UserError, match=r"needs data\.options\.sequences"):
     found("rest", "")
 
 
