@@ -33,7 +33,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gl
 
 
 def _look(first_use, choice):
-  environment = {**os.environ, platform.MALLOC_VARIABLE: choice}
+  # numpy requests huge pages for large blocks by itself, unless it is asked not to.
+  environment = {**os.environ, platform.MALLOC_VARIABLE: choice, "NUMPY_MADVISE_HUGEPAGE": "0"}
   result = subprocess.run(
     [sys.executable, "-c", _LOOK.format(first_use=first_use)],
     env=environment,
