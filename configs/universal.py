@@ -115,7 +115,7 @@ def synthetic(model: ConfigDict) -> ConfigDict:
   config.data.name = "synthetic_instances"
   config.data.root = ""  # nothing to read
   config.data.train_split = "train"
-  config.data.options = ConfigDict({"size": (128, 128), "seed": 0})
+  config.data.options = ConfigDict({"size": (128, 128), "seed": 0, "num_train": 2048})
   config.data.augment = ConfigDict(
     {
       "kind": "lsj",

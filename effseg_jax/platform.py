@@ -3,32 +3,81 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import mmap
 import os
 import platform
+import re
 from pathlib import Path
+
+from effseg_jax.errors import UserError
+
+# Leaves the allocator alone ("off"), or only huge pages out ("heap"); unset or "huge": both.
+MALLOC_VARIABLE = "EFFSEG_MALLOC"
 
 # glibc's mallopt() parameter numbers.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# Address space of the heap for which huge pages are requested; memory is used once it is written.
+_HUGE_HEAP = 4 << 30
 
 
+@functools.cache
 def tune_host_malloc() -> bool:
-  """Keeps large blocks inside glibc's heap instead of mapping and unmapping each of them.
+  """Keeps large blocks inside glibc's heap, and requests huge pages for it.
 
-  XLA on the CPU allocates outputs and temporaries anew in every call. With the default
-  settings each large block is an mmap whose pages fault again on every step, which costs up to
-  20x on memory-bound operations. Linux with glibc only; memory use grows a little.
+  XLA on the CPU allocates outputs and temporaries anew in every call. With the default settings
+  each large block is an mmap whose pages fault again on every step, which costs up to 20x on
+  memory-bound operations. The heap never shrinks afterwards. Where Linux gives huge pages on
+  request only (`madvise`), the next 4 GiB of the heap request them: one fault then fills 2 MB.
+
+  `create_model`, `load_weights` and the commands call it; later calls do nothing. The environment
+  variable `EFFSEG_MALLOC=off` leaves the allocator as it is, `EFFSEG_MALLOC=heap` only huge pages.
+  Linux with glibc only.
 
   Returns:
-    True if the settings took effect.
+    True if the settings of the heap took effect.
+
+  Raises:
+    UserError: for another value of the variable.
   """
-  if platform.system() != "Linux":
+  choice = os.environ.get(MALLOC_VARIABLE) or "huge"
+  if choice not in ("off", "heap", "huge"):
+    raise UserError(f"{MALLOC_VARIABLE} is {choice!r}; expected off, heap or huge.")
+  if choice == "off" or platform.system() != "Linux":
     return False
   try:
     libc = ctypes.CDLL("libc.so.6")
   except OSError:  # musl
     return False
-  settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
-  return all(libc.mallopt(parameter, value) == 1 for parameter, value in settings)
+  # A threshold of -1 turns trimming off.
+  settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 64 << 20))
+  kept = all(libc.mallopt(parameter, value) == 1 for parameter, value in settings)
+  if kept and choice == "huge" and huge_pages() == "madvise":
+    _request_huge_pages(libc)
+  return kept
+
+
+def huge_pages() -> str:
+  """When Linux uses transparent huge pages: `always`, `madvise` or `never`; empty: not known."""
+  try:
+    found = re.search(r"\[(\w+)\]", _HUGE_PAGES.read_text(encoding="ascii"))
+  except OSError:
+    return ""
+  return found[1] if found else ""
+
+
+def _request_huge_pages(libc: ctypes.CDLL) -> None:
+  """Grows the heap without writing to it, and marks what was added; failing changes nothing."""
+  libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+  libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+  libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+  block = libc.malloc(_HUGE_HEAP)
+  if not block:  # a limit on address space
+    return
+  begin = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
+  libc.madvise(begin, block + _HUGE_HEAP - begin - mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
+  libc.free(block)
 
 
 def use_compilation_cache(directory: str | os.PathLike[str] | None = None) -> Path:

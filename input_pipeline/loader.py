@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from effseg_jax.errors import UserError
+from effseg_jax.input_pipeline import mixing
 from effseg_jax.input_pipeline.datasets.base import Example
 from effseg_jax.input_pipeline.mixture import Mixture
 from effseg_jax.input_pipeline.transforms import Transform
@@ -126,7 +127,8 @@ class TrainBatches:
     self.batch_size = batch_size
     self._rows = tuple(range(batch_size) if rows is None else rows)
     self._threads, self._workers = num_threads, num_workers
-    self._load = Loader(Tolerant(dataset, on_error), tuple(transforms), seed)
+    source = Tolerant(dataset, on_error)
+    self._load = Loader(source, mixing.bind(transforms, source), seed)
     self._order = _order(dataset, seed)
 
   def element_shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

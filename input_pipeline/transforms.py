@@ -166,6 +166,8 @@ def semantic_transforms(
   max_class_share: float,
   flip: float,
   photometric: bool,
+  mix: str = "",
+  mix_probability: float = 0.5,
 ) -> list[Transform]:
   """The training transforms of semantic segmentation in the recipe's order.
 
@@ -176,13 +178,18 @@ def semantic_transforms(
     max_class_share: of `ClassBalancedCrop`; 1: any crop will do.
     flip: probability of `HorizontalFlip`.
     photometric: whether `PhotometricDistortion` is applied.
+    mix: `classmix` or `cutmix` to paste parts of a second example, see `mixing.Mix`; empty: not.
+    mix_probability: of that.
   """
+  from effseg_jax.input_pipeline.mixing import Mix  # which is made of these transforms
+
   return [
     RandomScale(tuple(scale), tuple(ratio)),
     ClassBalancedCrop(tuple(crop), max_class_share),
     HorizontalFlip(flip),
     *([PhotometricDistortion()] if photometric else []),
     PadTo(tuple(crop)),
+    *([Mix(mix, mix_probability)] if mix else []),
   ]
 
 

@@ -41,7 +41,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
   config.data.name = "camvid"
   config.data.root = "data/camvid"
   config.data.train_split = "train"  # "trainval" for the final model
-  config.data.options = ConfigDict()
+  # Sequences of train that are trained on; `rest` is then a split with the others. Empty: all.
+  config.data.options = ConfigDict({"sequences": ""})
   config.data.augment = ConfigDict(
     {
       "scale": (480, 360),
@@ -50,6 +51,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
       "max_class_share": 0.75,
       "flip": 0.5,
       "photometric": True,
+      "mix": "",  # or "classmix", "cutmix": parts of a second image are pasted
+      "mix_probability": 0.5,
     }
   )
 

