@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
+
+with extra("train"):
+  import msgpack
+  from array_record.python.array_record_module import ArrayRecordWriter
 
 FORMAT = "effseg_jax records 1"
 MANIFEST = "manifest.json"
@@ -43,7 +45,8 @@ class Records:
     Raises:
       UserError: if the folder does not hold the split whole.
     """
-    import grain
+    with extra("train"):
+      import grain
 
     self._folder = Path(root) / split
     entry = split_entry(read_manifest(root), split, root)

@@ -322,7 +322,7 @@ def run(values: Flags, arguments: Sequence[str]) -> int | None:
   (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
   print(table(rows))
   picture = plot(trials, workdir / "sweep.png")
-  print(f"plot: {picture}" if picture else "no plot: pip install effseg_jax[docs]")
+  print(f"plot: {picture}" if picture else "no plot: pip install 'effseg_jax[train]'")
   return 1 if failed else 0
 
 
