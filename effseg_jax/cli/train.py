@@ -27,10 +27,8 @@ from effseg_jax.run import processes
 
 def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[str, Path]:
   """Runs the training that a configuration describes; returns the pictures drawn at the end."""
-  from clu import parameter_overview
-
   from effseg_jax import experiment
-  from effseg_jax.run import chips
+  from effseg_jax.run import chips, clu_parts
   from effseg_jax.run.checkpoint import Checkpointer, initialise_from
   from effseg_jax.run.log import ReportWindow, RunLog, run_summary
   from effseg_jax.run.pace import Pace
@@ -83,7 +81,7 @@ def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[
         state, experiment.read_variables(config.init_from, model), config.init_from
       )
     log.text(run_summary(experiment.describe(config, state, dataset, mesh, workdir)))
-    log.document("parameters.txt", parameter_overview.get_parameter_overview(state.params))
+    log.document("parameters.txt", clu_parts.parameter_table(state.params))
 
     step = int(state.step)
     if step >= config.train.num_steps:
