@@ -38,8 +38,9 @@ def extra(name: str) -> Iterator[None]:
   try:
     yield
   except ModuleNotFoundError as error:
+    package = str(error.name).partition(".")[0]
     raise UserError(
-      f"{error.name} is not installed; it belongs to an extra: pip install 'effseg_jax[{name}]'."
+      f"{package} is not installed; it belongs to an extra: pip install 'effseg_jax[{name}]'."
     ) from None
 
 

@@ -20,13 +20,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 
 from effseg_jax.errors import UserError, extra
-
-with extra("train"):
-  import msgpack
-  from array_record.python.array_record_module import ArrayRecordWriter
 
 FORMAT = "effseg_jax records 1"
 MANIFEST = "manifest.json"
@@ -215,6 +212,9 @@ def _encode_all(
 def _write_shard(path: Path, span: range, encoded: Any) -> dict[str, Any]:
   partial = path.with_suffix(".partial")
   index, skipped = [], []
+  with extra("train"):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
   writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
   try:
     for item in encoded:
