@@ -11,4 +11,4 @@ from effseg_jax.models import create_model, list_models
 from effseg_jax.weights import load_weights
 
 __all__ = ["UserError", "create_model", "list_models", "load_weights"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -24,6 +24,27 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+  """Names the extra that provides an optional dependency which is imported inside the block.
+
+  `with extra("audio"): import soundfile`
+
+  Args:
+    name: the extra of `pyproject.toml` that lists the imported packages.
+
+  Raises:
+    UserError: if one of them is not installed.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    package = str(error.name).partition(".")[0]
+    raise UserError(
+      f"{package} is not installed; it belongs to an extra: pip install 'effseg_jax[{name}]'."
+    ) from None
+
+
+@contextlib.contextmanager
 def friendly_exit() -> Iterator[None]:
   """Turns a `UserError` into one line on stderr and exit status 2; Ctrl-C into status 130."""
   try:

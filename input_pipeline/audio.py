@@ -11,10 +11,12 @@ import functools
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 
-from effseg_jax.errors import UserError, suggestion
+from effseg_jax.errors import UserError, extra, suggestion
+
+with extra("audio"):
+  import soundfile
+  import soxr
 
 SAMPLE_RATE = 16_000  # Hz
 PATCH_FRAMES, BANDS = 96, 64

@@ -14,15 +14,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from absl import flags
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 from effseg_jax.input_pipeline import mixing
 from effseg_jax.input_pipeline.datasets.base import Example
 from effseg_jax.input_pipeline.mixture import Mixture
 from effseg_jax.input_pipeline.transforms import Transform
+
+with extra("train"):
+  import grain
 
 Batch = dict[str, np.ndarray]
 

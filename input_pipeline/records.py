@@ -22,9 +22,8 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 
 FORMAT = "effseg_jax records 1"
 MANIFEST = "manifest.json"
@@ -43,7 +42,8 @@ class Records:
     Raises:
       UserError: if the folder does not hold the split whole.
     """
-    import grain
+    with extra("train"):
+      import grain
 
     self._folder = Path(root) / split
     entry = split_entry(read_manifest(root), split, root)
@@ -212,6 +212,9 @@ def _encode_all(
 def _write_shard(path: Path, span: range, encoded: Any) -> dict[str, Any]:
   partial = path.with_suffix(".partial")
   index, skipped = [], []
+  with extra("train"):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
   writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
   try:
     for item in encoded:

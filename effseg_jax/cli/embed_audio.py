@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from effseg_jax.cli import Flags, define_config, no_arguments
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 
 _FACTS = "weights.json"
 
@@ -46,7 +46,9 @@ def embed_splits(config: ConfigDict, weights: str, output: str | Path, splits: l
   """
   import jax
   import numpy as np
-  from tqdm import tqdm
+
+  with extra("train"):
+    from tqdm import tqdm
 
   from effseg_jax import experiment
   from effseg_jax.input_pipeline.datasets.clips import ClipFiles

@@ -9,7 +9,7 @@ exponential of the weights' entropy), and how far what it hears is from what is 
 With one token a softmax is 1 wherever one looks: everything hears the same ("attention
 dissipation"). Without runs the models are untrained: the difference is there from the start.
 
-Clips are those of the embedded data set. Needs matplotlib: `pip install effseg_jax[docs]`.
+Clips are those of the embedded data set. Needs matplotlib: `pip install effseg_jax[train]`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from absl import flags
 
 import effseg_jax
 from effseg_jax.cli import Flags
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 from effseg_jax.input_pipeline import datasets
 from effseg_jax.models.avesformer import AVESFormer
 from effseg_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD
@@ -107,12 +107,8 @@ def plot(frame: np.ndarray, listenings: Mapping[str, Listening], output: str | P
   Raises:
     UserError: if matplotlib is not installed or does not know the file's ending.
   """
-  try:
+  with extra("train"):
     import matplotlib
-  except ImportError:
-    raise UserError(
-      "drawing needs matplotlib, which is not installed: pip install effseg_jax[docs]."
-    ) from None
   matplotlib.use("Agg")
   from matplotlib import pyplot
 

@@ -3,7 +3,7 @@
   effseg plot_curves runs/a runs/b --output=curves.png
 
 Reads `metrics.jsonl`. Where a run was interrupted and repeated some steps, the last word counts.
-Needs matplotlib: `pip install effseg_jax[docs]`.
+Needs matplotlib: `pip install effseg_jax[train]`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from effseg_jax.cli import Flags
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 
 # Distinguishable with the common colour-vision deficiencies (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -90,12 +90,8 @@ def plot(runs: Sequence[str | Path], output: str | Path) -> Path:
     UserError: if matplotlib is not installed or a log cannot be read.
   """
   curves = [read_curves(run) for run in runs]
-  try:
+  with extra("train"):
     import matplotlib
-  except ImportError:
-    raise UserError(
-      "drawing needs matplotlib, which is not installed: pip install effseg_jax[docs]."
-    ) from None
   matplotlib.use("Agg")
   from matplotlib import pyplot
 

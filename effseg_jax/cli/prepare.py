@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from effseg_jax.cli import Flags, define_config, no_arguments
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 from effseg_jax.input_pipeline import datasets, packed, records
 
 
@@ -34,7 +34,8 @@ def prepare(
   Raises:
     UserError: see `packed.pack`.
   """
-  from tqdm import tqdm
+  with extra("train"):
+    from tqdm import tqdm
 
   options = config.data.options.to_dict()
   if records.is_packed(config.data.root or None):

@@ -23,13 +23,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import soundfile
 from absl import flags
 from PIL import Image
 
 from effseg_jax.cli import Flags, no_arguments
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 from effseg_jax.input_pipeline import audio, clip_reader
+
+with extra("audio"):
+  import soundfile
 
 SECONDS = 5
 SIZE = (224, 224)
@@ -137,7 +139,8 @@ def define_flags(values: Flags) -> None:
 
 def run(values: Flags, arguments: Sequence[str]) -> int | None:
   """Checks the flags and prepares; exit status 1 if clips are left out."""
-  from tqdm import tqdm
+  with extra("train"):
+    from tqdm import tqdm
 
   no_arguments(arguments)
   if not values.subset or not values.root:

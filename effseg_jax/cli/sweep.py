@@ -97,14 +97,14 @@ def run(values: Flags, arguments: Sequence[str]) -> int | None:
       opened = study.create(plan, url, metric, values.trials)
       if values.retry_failed:
         print(f"{study.retry_failed(opened)} failed trials are run again")
-  helpers = [
+  others = [
     subprocess.Popen([sys.executable, "-m", "effseg_jax", *_worker_words(values, workdir, common)])
     for _ in range(values.workers - 1)
   ]
   try:
     worker.work(worker.Job(plan, url, workdir, common, metric))
   finally:
-    for process in helpers:
+    for process in others:
       process.wait()
   if values.worker:
     return 0

@@ -33,10 +33,8 @@ def train(
   config: ConfigDict, workdir: str, profile: str | None = None, trial: StudyTrial | None = None
 ) -> dict[str, Path]:
   """Runs the training that a configuration describes; returns the pictures drawn at the end."""
-  from clu import parameter_overview
-
   from effseg_jax import experiment
-  from effseg_jax.run import chips
+  from effseg_jax.run import chips, clu_parts
   from effseg_jax.run.checkpoint import Checkpointer, initialise_from
   from effseg_jax.run.log import ReportWindow, RunLog, run_summary
   from effseg_jax.run.pace import Pace
@@ -89,7 +87,7 @@ def train(
         state, experiment.read_variables(config.init_from, model), config.init_from
       )
     log.text(run_summary(experiment.describe(config, state, dataset, mesh, workdir)))
-    log.document("parameters.txt", parameter_overview.get_parameter_overview(state.params))
+    log.document("parameters.txt", clu_parts.parameter_table(state.params))
 
     step = int(state.step)
     if step >= config.train.num_steps:

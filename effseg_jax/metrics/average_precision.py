@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 from effseg_jax.metrics.coco_results import ImageId, detections, encode_mask
 
 # Names of the first six numbers that COCO's evaluation gives; -1 there means: no such object.
@@ -128,8 +128,9 @@ class AveragePrecision:
     return {name: float(value) for name, value in stats if value >= 0}, per_class
 
   def _evaluate(self) -> Any:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    with extra("coco"):
+      from pycocotools.coco import COCO
+      from pycocotools.cocoeval import COCOeval
 
     truth = self._read_truth(COCO)
     if not truth.anns:

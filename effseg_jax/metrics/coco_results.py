@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from effseg_jax.errors import extra
+
 ImageId = int | str
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
   """bool (H, W) -> run lengths as they stand in a json: `size` and `counts`."""
-  from pycocotools import mask as coco_mask
+  with extra("coco"):
+    from pycocotools import mask as coco_mask
 
   runs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
   return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}

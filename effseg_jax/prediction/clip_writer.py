@@ -5,8 +5,12 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
+
+from effseg_jax.errors import extra
+
+with extra("audio"):
+  import av
 
 # Rates that AAC knows; others are resampled to the first one.
 _RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)

@@ -12,17 +12,18 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
-from clu import metrics
-from tensorboardX import summary as summaries
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
 
-from effseg_jax.errors import UserError
-from effseg_jax.run import chips, processes, watch
+from effseg_jax.errors import UserError, extra
+from effseg_jax.run import chips, clu_parts, processes, watch
 from effseg_jax.run.pace import Split
 from effseg_jax.run.workdir import Claim, storage_errors
 from effseg_jax.tasks import Task
 from effseg_jax.training.step import StepReport
+
+with extra("train"):
+  from tensorboardX import summary as summaries
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto.event_pb2 import Event
 
 # What people look for in a line comes first.
 _FIRST = ("loss", "mIoU", "PQ", "M_J", "accuracy", "top1")
@@ -192,10 +193,7 @@ class ReportWindow:
     self._reports = []
     series = {name: [report.scalars[name] for report in reports] for name in reports[0].scalars}
     series["gradient_norm"] = [np.linalg.norm(report.gradient_norms) for report in reports]
-    scalars = {
-      name: float(metrics.Average.from_model_output(np.array(values)).compute())
-      for name, values in series.items()
-    }
+    scalars = {name: clu_parts.mean(values) for name, values in series.items()}
     if reports[0].counts is not None:
       counts = jax.tree.map(
         lambda *c: np.sum(np.stack(c), axis=0, dtype=np.int64),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 from effseg_jax.input_pipeline import codecs
 from effseg_jax.input_pipeline.datasets import base, coco_json, files, panoptic
 from effseg_jax.input_pipeline.datasets.coco_panoptic import CLASS_TABLE as PANOPTIC_TABLE
@@ -97,7 +97,8 @@ class InstanceFiles(panoptic.UniversalDataset):
     )
 
   def _draw(self, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    from pycocotools import mask as coco_mask
+    with extra("coco"):
+      from pycocotools import mask as coco_mask
 
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):  # polygons of fewer than three points enclose nothing

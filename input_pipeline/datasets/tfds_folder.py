@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 from effseg_jax.input_pipeline import codecs
 from effseg_jax.input_pipeline.datasets import ade20k, base, files
 
@@ -97,7 +97,8 @@ class TfdsFolder:
   @functools.cached_property
   def _source(self) -> Any:
     """Encoded examples."""
-    from tensorflow_datasets import decode
+    with extra("train"):
+      from tensorflow_datasets import decode
 
     encoded = {name: decode.SkipDecoding() for name in self._features}
     return _builder(self._folder).as_data_source(self.split, decoders=encoded)
@@ -146,6 +147,7 @@ def open_split(
 @functools.lru_cache(8)
 def _builder(folder: Path) -> Any:
   """Reads what the folder says of itself; no code of the data set is needed."""
-  import tensorflow_datasets
+  with extra("train"):
+    import tensorflow_datasets
 
   return tensorflow_datasets.builder_from_directory(str(folder))
