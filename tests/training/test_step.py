@@ -79,7 +79,9 @@ def _run(
   model = Net(dropout)
   inputs = (jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32),)
   params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]
-  optimizer = make_optimizer({**ADAMW, "freeze": freeze, "clip_norm": clip}, lambda step: 1e-2, params)
+  optimizer = make_optimizer(
+    {**ADAMW, "freeze": freeze, "clip_norm": clip}, lambda step: 1e-2, params
+  )
   state = init_state(
     model,
     inputs,
