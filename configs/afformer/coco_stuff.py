@@ -1,4 +1,4 @@
-"""AFFormer on COCO-Stuff (Dong et al., AAAI 2023), 171 classes.
+r"""AFFormer on COCO-Stuff (Dong et al., AAAI 2023), 171 classes.
 
 Published: base on COCO-Stuff-10k, retrained by others (SSA-Seg, arXiv 2405.06525): 33.22 mIoU.
 Measured here: not trained (the data set is not at hand).
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from effseg_jax.configs import defaults
+from effseg_jax.configs import defaults, semantic
 
 
 def get_config(variant: str = "base") -> ConfigDict:
@@ -26,36 +26,20 @@ def get_config(variant: str = "base") -> ConfigDict:
       large data set.
   """
   large = variant.endswith("_164k")
-  config = defaults.run()
-  config.model = ConfigDict(
-    {"name": f"afformer_{variant.removesuffix('_164k')}", "dtype": "float32", "remat": False}
+  config = semantic.recipe(
+    semantic.afformer(variant.removesuffix("_164k")),
+    data="coco_stuff_164k" if large else "coco_stuff_10k",
+    root="data/coco_stuff164k" if large else "data/coco_stuff10k",
+    splits=("train2017", "val2017") if large else ("train2014", "test2014"),
+    scale=(2048, 512),
+    crop=(512, 512),
+    normalize_by="all",
+    batch_size=16,
+    num_steps=80_000,
   )
-  config.task = ConfigDict({"name": "semantic", "normalize_by": "all"})
-
-  config.data = ConfigDict(defaults.loading())
-  config.data.name = "coco_stuff_164k" if large else "coco_stuff_10k"
-  config.data.root = "data/coco_stuff164k" if large else "data/coco_stuff10k"
-  config.data.train_split = "train2017" if large else "train2014"
-  config.data.options = ConfigDict({"labels": "auto"} if large else {})  # or "ids", "train_ids"
-  config.data.augment = ConfigDict(
-    {
-      "scale": (2048, 512),
-      "ratio": (0.5, 2.0),
-      "crop": (512, 512),
-      "max_class_share": 0.75,
-      "flip": 0.5,
-      "photometric": True,
-    }
-  )
-
-  config.train = ConfigDict(
-    {"batch_size": 16, "num_steps": 80_000, "accumulate": 1, "average_decay": 0.0}
-  )
+  if large:
+    config.data.options = ConfigDict({"labels": "auto"})  # or "ids", "train_ids"
   config.optimizer = defaults.adamw(learning_rate=3e-4, weight_decay=0.01)
   config.schedule = defaults.poly(warmup_steps=1500)
-
-  config.eval = ConfigDict(defaults.whole_image(scale=(2048, 512), multiple=1))
-  config.eval.split = "val2017" if large else "test2014"
-  config.eval.batch_size = 8
-  config.eval.every = 5000
+  semantic.evaluate_whole_images(config, scale=(2048, 512), multiple=1, batch_size=8, every=5000)
   return config

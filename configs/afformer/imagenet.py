@@ -1,4 +1,4 @@
-"""Pretraining AFFormer's backbone on ImageNet-1k.
+r"""Pretraining AFFormer's backbone on ImageNet-1k.
 
 The authors publish weights but neither code, recipe nor accuracy. This is DeiT's public recipe
 (Touvron et al., 2021), an assumption and not a fact about AFFormer: AdamW, 300 epochs, learning

@@ -1,4 +1,4 @@
-"""AVESFormer on the embedded clips with sound: nothing to fetch, a result in two minutes.
+r"""AVESFormer on the embedded clips with sound: nothing to fetch, a result in two minutes.
 
 Two objects move, one of them (or both, or none) sounds, and nothing in the picture tells which.
 With `--config.model.blind_to=sound` the same model trains without hearing: what is between the two

@@ -6,8 +6,8 @@ the work and may return an exit status. Parsing and failing are the same for all
 here: a mistake ends in one line and exit status 2, Ctrl-C in status 130.
 
 `--config` takes the name of an experiment that comes with the package (`afformer/camvid:tiny`), its
-path in a checkout (`afformer/camvid:tiny`) or a file of the user's own; fields are
-overridden with `--config.train.batch_size=16`.
+path in a checkout (`configs/afformer/camvid.py:tiny`) or a file of the user's own; fields are
+overridden with `--config.train.batch_size=16`. Of a field that is given twice, the last counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from effseg_jax.errors import UserError, friendly_exit, suggestion
 
@@ -56,10 +56,16 @@ class Flags(flags.FlagValues):
   """The flags of one call of a command; not absl's global ones, so that many calls can share a
   process."""
 
-  def __init__(self, words: Sequence[str]):
-    """Keeps the words that will be parsed: `--config` declares a flag for each field among them."""
+  def __init__(self, words: Sequence[str], experiment: str | None = None):
+    """Keeps what `--config` declares its flags from.
+
+    Args:
+      words: that will be parsed; a flag is declared for each field among them.
+      experiment: the value of `--config`.
+    """
     super().__init__()
-    self.__dict__["words"] = list(words)  # not through __setattr__, which sets flags
+    # Not through __setattr__, which sets flags.
+    self.__dict__.update(words=list(words), experiment=experiment)
 
 
 class Command(Protocol):
@@ -124,7 +130,7 @@ def execute_module(command: Any, usage: str, argv: Sequence[str] | None = None) 
   words = list(sys.argv[1:] if argv is None else argv)
   with friendly_exit():
     if any(word in ("-h", "--help", "--helpfull", "--helpshort") for word in words):
-      print(command_help(usage, command))
+      print(command_help(usage, command, _take_experiment(words)[0]))
       sys.exit(0)
     # absl writes below this level what orbax and jax report of their own working.
     logging.set_verbosity(logging.ERROR)
@@ -142,14 +148,16 @@ def parse(command: Command, words: Sequence[str]) -> tuple[Flags, list[str]]:
   Raises:
     UserError: for an unknown flag, a value that cannot be read, or an unknown field of `--config`.
   """
-  words = _resolve_config(words)
-  values = Flags(words)
-  command.define_flags(values)
+  experiment, words = _take_experiment(words)
+  words = _last_of_each_field(words)
+  values = Flags(words, experiment)
   try:
+    command.define_flags(values)
+    if "config" not in values and experiment is not None:
+      words = [f"--config={experiment}", *words]
     # `sweep` passes fields of a configuration on to its trials.
     arguments = values(["effseg", *words], known_only="sweep" in values)[1:]
-    if "config" in values and values.config is not None:
-      values.config.is_locked  # noqa: B018 (a file that failed to load raises only when it is used)
+    if "config" in values and isinstance(values.config, ConfigDict):
       _split_words(values.config, words)
   except UserError:
     raise
@@ -164,12 +172,31 @@ def parse(command: Command, words: Sequence[str]) -> tuple[Flags, list[str]]:
 
 
 def define_config(values: Flags) -> None:
-  """Declares `--config` and, once it is read, a flag for each of its fields."""
-  config_flags.DEFINE_config_file(
+  """Declares `--config`, with the experiment as its value, and a flag for each field in the words.
+
+  Raises:
+    UserError: if there is no such experiment.
+  """
+  about = "The experiment: a name such as afformer/camvid:tiny, or a file with get_config()."
+  if values.experiment is None:
+    flags.DEFINE_string("config", None, about, flag_values=values)
+    return
+  from effseg_jax import configs
+  from effseg_jax.configs import defaults
+
+  config = configs.load(values.experiment)
+  # Choices come first: each brings the fields that can be set.
+  for section in defaults.CHOICES:
+    prefix = f"--config.{section}.name="
+    chosen = [word.removeprefix(prefix) for word in values.words if word.startswith(prefix)]
+    if chosen and "name" in config.get(section, ()):
+      config[section].name = chosen[-1]
+  defaults.complete(config)
+  _check_fields(config, values.words)
+  config_flags.DEFINE_config_dict(
     "config",
-    None,
-    "The experiment: a name such as afformer/camvid:tiny, or a file with get_config().",
-    lock_config=True,
+    config,
+    about,
     flag_values=values,
     sys_argv=["effseg", *values.words],
   )
@@ -192,33 +219,91 @@ def overview() -> str:
   return "\n".join(lines)
 
 
-def command_help(usage: str, command: Command) -> str:
-  """The text of `--help` of a command."""
+def command_help(usage: str, command: Command, experiment: str | None = None) -> str:
+  """The text of `--help` of a command; with an experiment, what it is and its fields.
+
+  Raises:
+    UserError: if there is no such experiment.
+  """
   values = Flags([])
   command.define_flags(values)
+  if "config" in values and experiment:
+    return _experiment_help(usage, experiment)
   lines = [f"usage: {usage} [--flag=value ...]", "", (command.__doc__ or "").strip(), ""]
   lines.append("flags:")
   for flag in sorted(values):
     default = values[flag].default
     shown = "" if default in (None, "", False) else f" (default: {default})"
     lines.append(f"  --{flag:<20} {' '.join((values[flag].help or '').split())}{shown}")
+  if "config" in values:
+    from effseg_jax import configs
+
+    lines += ["", f"experiments ({usage} --config=NAME --help describes one):"]
+    lines += [f"  {name}" for name in configs.names()]
   return "\n".join(lines)
 
 
-def _resolve_config(words: Sequence[str]) -> list[str]:
-  """Replaces the name of a packaged experiment by the path of its file."""
+def _experiment_help(usage: str, experiment: str) -> str:
+  """What an experiment is, its fields and their values."""
+  from flax.traverse_util import flatten_dict
+
   from effseg_jax import configs
 
-  resolved, expects_value = [], False
-  for word in words:
-    if expects_value:
-      resolved.append(configs.find(word))
-      expects_value = False
+  fields = flatten_dict(configs.load(experiment).to_dict(), sep=".")
+  lines = [f"usage: {usage} --config={configs.label(experiment)} [--flag=value ...]", ""]
+  lines += [configs.about(experiment), "", "fields:"]
+  lines += [f"  --config.{name}={value}" for name, value in sorted(fields.items())]
+  return "\n".join(lines)
+
+
+def _take_experiment(words: Sequence[str]) -> tuple[str | None, list[str]]:
+  """The value of `--config`, of which the last counts, and the other words."""
+  experiment, others, rest = None, [], iter(words)
+  for word in rest:
+    match = re.fullmatch(r"--?config=(.*)", word, re.DOTALL)
+    if match or word in ("--config", "-config"):
+      experiment = match[1] if match else next(rest, "")
+    else:
+      others.append(word)
+  return experiment, others
+
+
+def _last_of_each_field(words: Sequence[str]) -> list[str]:
+  """Writes fields as `--config.FIELD=VALUE`, and drops all but the last of each.
+
+  ml_collections would join the values of a tuple that is given twice.
+  """
+  found: dict[str, str] = {}
+  rest = list(words)
+  while rest:
+    word = rest.pop(0)
+    match = re.fullmatch(r"--?(config\.[\w.]+)(=.*)?", word, re.DOTALL)
+    if match is None:
+      found[f"{len(found)} {word}"] = word  # as often as it is there
       continue
-    match = re.fullmatch(r"(--?config)=(.*)", word, re.DOTALL)
-    expects_value = word in ("--config", "-config")
-    resolved.append(f"{match[1]}={configs.find(match[2])}" if match else word)
-  return resolved
+    value = match[2]
+    if value is None and rest and not rest[0].startswith("--"):
+      value = f"={rest.pop(0)}"
+    found.pop(match[1], None)
+    found[match[1]] = f"--{match[1]}{value or ''}"
+  return list(found.values())
+
+
+def _check_fields(config: ConfigDict, words: Sequence[str]) -> None:
+  """Raises `UserError` for a field that the experiment does not have."""
+  for word in words:
+    match = re.fullmatch(r"--config\.([\w.]+)(=.*)?", word, re.DOTALL)
+    section: Any = config
+    for number, name in enumerate(match[1].split(".") if match else ()):
+      if not isinstance(section, ConfigDict) or name not in section:
+        path = match[1].split(".")
+        where = ".".join(path[:number]) or "the configuration"
+        known = list(section) if isinstance(section, ConfigDict) else []
+        fields = f"; its fields: {', '.join(known)}" if known else ""
+        raise UserError(
+          f"--config.{match[1]}: {where} has no field {name!r}{fields}.{suggestion(name, known)}"
+        )
+      section = section[name]
 
 
 def _split_words(config: Any, words: Sequence[str]) -> None:

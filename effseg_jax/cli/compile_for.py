@@ -30,10 +30,9 @@ from effseg_jax.scaling.account import account_for, page
 
 def _config_name(values: Flags) -> str:
   """The experiment as it was asked for: its file and what was changed."""
-  flag = values["config"]
-  changes = config_flags.get_override_values(flag)
+  changes = config_flags.get_override_values(values["config"])
   words = [f"{key}={value}" for key, value in changes.items()]
-  return " ".join([configs.label(config_flags.get_config_filename(flag)), *words])
+  return " ".join([configs.label(values.experiment), *words])
 
 
 def define_flags(values: Flags) -> None:

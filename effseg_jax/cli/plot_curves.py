@@ -55,7 +55,8 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
         break
       raise UserError(f"{path}, line {number} is no log line: {line[:60]!r}.") from None
     for name, value in record.items():
-      values.setdefault(name, {})[step] = float(value)
+      if value is not None:  # a number that was not finite
+        values.setdefault(name, {})[step] = float(value)
   if not values:
     raise UserError(f"{path} is empty; nothing has been logged yet.")
   return {

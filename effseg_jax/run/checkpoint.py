@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import shutil
 import sys
 import warnings
@@ -45,13 +46,13 @@ class RunDescription:
   Attributes:
     config: the experiment's configuration, JSON-compatible.
     card: model, classes, colours and normalisation, as in a released bundle.
-    data: what the order of the data depends on (seed, batch size, data set); a run that goes on
-      must have the same.
+    data: what the order of the data depends on (seed, batch size; name, options, number of
+      examples and classes of the data set), JSON-compatible; a run that resumes must have the same.
   """
 
   config: Mapping[str, Any]
   card: Mapping[str, Any]
-  data: Mapping[str, int | str]
+  data: Mapping[str, Any]
 
 
 class Checkpointer:
@@ -165,7 +166,7 @@ class Checkpointer:
       [
         preservation_policy.LatestN(n=self._keep),
         preservation_policy.BestN(
-          get_metric_fn=lambda metrics: metrics[self._metric],
+          get_metric_fn=self._value,
           n=1,
           keep_checkpoints_without_metrics=False,
         ),
@@ -177,7 +178,7 @@ class Checkpointer:
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policy,
           # orbax stores metrics only where this is given
-          best_fn=lambda metrics: metrics[self._metric],
+          best_fn=self._value,
           create=True,
           cleanup_tmp_directories=True,  # what a killed process had begun
         ),
@@ -188,6 +189,10 @@ class Checkpointer:
           "run": ocp.JsonCheckpointHandler(),
         },
       )
+
+  def _value(self, metrics: Mapping[str, float]) -> float:
+    """The metric of a checkpoint; one that was saved under another `eval.best_by` may lack it."""
+    return metrics.get(self._metric, -math.inf)
 
   def _restore_step(self, step: int, state: TrainState) -> TrainState:
     self._check_same_run(step)
@@ -207,11 +212,12 @@ class Checkpointer:
 
   def _check_same_run(self, step: int) -> None:
     saved = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-    for name, now in self._run.data.items():
-      if saved.get(name) != now:
+    for name, now in json.loads(json.dumps(self._run.data)).items():
+      if name in saved and saved[name] != now:  # earlier versions stored less
         raise UserError(
-          f"this run was saved with {name} = {saved.get(name)} and goes on with {now}: the order of"
-          f" the data would be another. Set it back, or use a new --workdir."
+          f"this run was saved with {_change(name, saved[name], now)}: it would not resume as it"
+          " was. Set it back, or use a new --workdir (with"
+          f" --config.init_from={self._folder.parent} to start from its weights)."
         )
 
   def _seal(self) -> None:
@@ -341,8 +347,8 @@ def _step_folder(path: Path) -> Path:
       f"{path} holds no checkpoint; expected a bundle file (.safetensors, .npz) or the --workdir of"
       " a training run."
     )
-  scored = [(_score(child), step, child) for step, child in steps.items()]
-  return max(scored)[2]
+  metric = _best_by(steps[max(steps)])
+  return steps[max(steps, key=lambda step: (_score(steps[step], metric), step))]
 
 
 def _steps(folder: Path) -> dict[int, Path]:
@@ -351,13 +357,16 @@ def _steps(folder: Path) -> dict[int, Path]:
   return {int(child.name): child for child in children if child.name.isdigit()}
 
 
-def _score(step_folder: Path) -> float:
-  """The metric by which the run chose its best, stored with a step; -1 where it has none."""
-  metrics = step_folder / "metrics" / "metrics"
-  if not metrics.is_file():
-    return -1.0
-  config = json.loads((step_folder / "config" / "metadata").read_text())
-  return json.loads(metrics.read_text())[config["eval"]["best_by"]]
+def _best_by(step_folder: Path) -> str:
+  """The metric by which a run chose its best when this step was saved."""
+  return json.loads((step_folder / "config" / "metadata").read_text())["eval"]["best_by"]
+
+
+def _score(step_folder: Path, metric: str) -> float:
+  """A metric that is stored with a step; minus infinity where it has none."""
+  path = step_folder / "metrics" / "metrics"
+  metrics = json.loads(path.read_text()) if path.is_file() else {}
+  return metrics.get(metric, -math.inf)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -376,6 +385,19 @@ def _state_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def _flat(tree: Any) -> dict[str, Any]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _change(name: str, saved: Any, now: Any) -> str:
+  """What has changed, in a few words."""
+  if isinstance(saved, dict) and isinstance(now, dict):
+    key = next(key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key))
+    return _change(f"{name}.{key}", saved.get(key), now.get(key))
+  if isinstance(saved, list) and isinstance(now, list) and len(saved) + len(now) > 8:
+    if len(saved) != len(now):
+      return f"{len(saved)} {name} and there are {len(now)} now"
+    index = next(i for i, (a, b) in enumerate(zip(saved, now, strict=True)) if a != b)
+    return _change(f"{name}[{index}]", saved[index], now[index])
+  return f"{name} = {saved} and now has {now}"
 
 
 def _difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a run tells: a line for people, a line of JSON, and event files for TensorBoard."""
+"""What a run logs: a line for people, a line of JSON, and event files for TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from effseg_jax.training.step import StepReport
 with extra("train"):
   from tensorboardX import summary as summaries
   from tensorboardX.event_file_writer import EventsWriter
-  from tensorboardX.proto.event_pb2 import Event
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 # What people look for in a line comes first.
 _FIRST = ("loss", "mIoU", "PQ", "M_J", "accuracy", "top1")
@@ -41,8 +41,10 @@ _MFU = "model_flops_utilisation"
 class RunLog:
   """Writes one run's numbers and pictures; only the first process writes.
 
-  Files in the working directory: `metrics.jsonl` (one object per log line, with `step`), event
-  files for TensorBoard, and pictures as PNG under `pictures/`.
+  Files in the working directory: `metrics.jsonl` (one object per log line, with `step`; a number
+  that is not finite is null), event files for TensorBoard, and pictures as PNG under `pictures/`.
+  Steps after the last checkpoint of a killed run are logged again when it resumes: of two lines
+  with the same step, the later one counts.
   """
 
   def __init__(self, workdir: str | Path, num_steps: int, batch_size: int, best_by: str):
@@ -72,6 +74,12 @@ class RunLog:
       except UserError as error:
         found = error
     processes.agree(found)
+
+  def begin(self, step: int) -> None:
+    """Says from which step on the run trains; what an earlier start logged after it is void."""
+    if self._active:
+      with self._writing():
+        self._events.begin(step + 1)
 
   def text(self, message: str) -> None:
     """Prints a message as it is."""
@@ -114,7 +122,8 @@ class RunLog:
 
   def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
     """Logs the metrics of an evaluation and remembers the best."""
-    self._best = max(self._best, scalars[self._best_by])
+    if math.isfinite(scalars.get(self._best_by, math.nan)):
+      self._best = max(self._best, scalars[self._best_by])
     shown = "  ".join(f"{name} {_short(name, value)}" for name, value in scalars.items())
     self.text(f"step {step}  evaluation  {shown}")
     self._write("eval", step, scalars)
@@ -150,8 +159,9 @@ class RunLog:
     if not self._active:
       return
     record = {f"{prefix}/{name}": float(value) for name, value in scalars.items()}
+    line = {name: value if math.isfinite(value) else None for name, value in record.items()}
     with self._writing():
-      self._jsonl.write(json.dumps({"step": step, **record}) + "\n")
+      self._jsonl.write(json.dumps({"step": step, **line}) + "\n")
       self._jsonl.flush()
       self._events.add(step, [summaries.scalar(name, value) for name, value in record.items()])
 
@@ -172,15 +182,31 @@ class _EventFile:
       self._writer.write_event(Event(wall_time=time.time(), step=step, summary=part))
     self._writer.flush()
 
+  def begin(self, step: int) -> None:
+    """TensorBoard drops what earlier files say of this step and later ones."""
+    session = SessionLog(status=SessionLog.START)
+    self._writer.write_event(Event(wall_time=time.time(), step=step, session_log=session))
+    self._writer.flush()
+
   def close(self) -> None:
     self._writer.close()
 
 
 class ReportWindow:
-  """Collects step reports without waiting for the device; reads them all at once."""
+  """Collects step reports without waiting for the device; reads them all at once.
 
-  def __init__(self, task: Task):
-    self._task = task
+  Attributes:
+    skipped: steps of the run whose gradient was not finite, as far as reports have been read.
+  """
+
+  def __init__(self, task: Task, skipped: int = 0):
+    """Begins a window.
+
+    Args:
+      task: summarises its counts.
+      skipped: steps that were skipped before.
+    """
+    self._task, self.skipped = task, skipped
     self._reports: list[StepReport] = []
 
   def add(self, report: StepReport) -> None:
@@ -188,19 +214,28 @@ class ReportWindow:
     self._reports.append(report)
 
   def summary(self) -> dict[str, float]:
-    """Means of the scalars and the task's summary of the summed counts; empties the window."""
+    """Means of the scalars and the task's summary of the summed counts; empties the window.
+
+    Steps that were skipped take no part in them. Their number in the whole run is `skipped_steps`,
+    which is there if it is not 0.
+    """
     reports = jax.device_get(self._reports)
     self._reports = []
-    series = {name: [report.scalars[name] for report in reports] for name in reports[0].scalars}
-    series["gradient_norm"] = [np.linalg.norm(report.gradient_norms) for report in reports]
+    counted = [report for report in reports if report.finite]
+    self.skipped += len(reports) - len(counted)
+    skipped = {"skipped_steps": float(self.skipped)} if self.skipped else {}
+    if not counted:
+      return {"loss": math.nan, **skipped}
+    series = {name: [report.scalars[name] for report in counted] for name in counted[0].scalars}
+    series["gradient_norm"] = [np.linalg.norm(report.gradient_norms) for report in counted]
     scalars = {name: clu_parts.mean(values) for name, values in series.items()}
-    if reports[0].counts is not None:
+    if counted[0].counts is not None:
       counts = jax.tree.map(
         lambda *c: np.sum(np.stack(c), axis=0, dtype=np.int64),
-        *(report.counts for report in reports),
+        *(report.counts for report in counted),
       )
       scalars.update(self._task.summarise(counts))
-    return scalars
+    return {**scalars, **skipped}
 
 
 def _continue_lines(path: Path) -> TextIO:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
+import json
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags, logging
@@ -97,6 +100,35 @@ def agree(error: UserError | None) -> None:
     error = UserError(told[0]) if told else None
   if error is not None:
     raise error
+
+
+def require_same(found: Mapping[str, Any], what: str) -> None:
+  """Raises `UserError` where processes found different things: another data set on one host, say.
+
+  Every process calls it at the same place.
+
+  Args:
+    found: JSON-compatible, by name.
+    what: it is about, for the message.
+  """
+  import jax
+  from jax.experimental import multihost_utils
+
+  if jax.process_count() == 1:
+    return
+  lines = [f"{name} = {json.dumps(value, sort_keys=True)}" for name, value in found.items()]
+  digests = [hashlib.sha256(line.encode()).digest() for line in lines]
+  rows = multihost_utils.process_allgather(np.frombuffer(b"".join(digests), np.uint8))
+  rows = np.asarray(rows).reshape(jax.process_count(), len(lines), -1)
+  different = np.argwhere((rows != rows[0]).any(axis=-1))
+  error = None
+  if len(different):
+    process, line = map(int, different[0])
+    error = UserError(
+      f"{what} of process {process} differ from those of process 0: here {lines[line][:200]}."
+      " All processes need the same files and the same command."
+    )
+  agree(error)
 
 
 def any_of(flag: bool) -> bool:

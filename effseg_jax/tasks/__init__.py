@@ -11,8 +11,13 @@ if TYPE_CHECKING:
   import jax
 
 
+# Scalars of a loss that are sums over the batch. All others are means: where a batch is computed in
+# parts, they are averaged.
+BATCH_SUMS = ("dropped_segments",)
+
+
 class Task(Protocol):
-  """What the training step asks of a task. A task is a frozen dataclass of plain values.
+  """What the training step needs of a task. A task is a frozen dataclass of plain values.
 
   `counts` of the loss are integers that add up over steps, devices and hosts; `summarise` turns
   their sum into the numbers of a log line. A task without such counts returns None.

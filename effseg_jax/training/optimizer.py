@@ -17,8 +17,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Builds the optimizer of a configuration.
 
-  The order is PyTorch's: clip the whole gradient, precondition, add decoupled weight decay, scale
-  by the learning rate.
+  The order is PyTorch's: clip the gradient of all trained parameters together, precondition, add
+  decoupled weight decay, scale by the learning rate. Frozen parameters take no part in any of it.
 
   Args:
     config: `name` (`adamw` or `sgd`); `b1`, `b2`, `eps` or `momentum`; `weight_decay`;
@@ -37,7 +37,8 @@ def make_optimizer(
   trees.check_patterns([pattern for pattern, _ in decay_rules], names, "optimizer.decay_rules")
   trees.check_patterns(freeze, names, "optimizer.freeze")
 
-  chain = [_preconditioner(config)]
+  chain = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
+  chain.append(_preconditioner(config))
   if config["weight_decay"]:
     chain.append(_decay_by_name(config["weight_decay"], decay_rules))
   if lr_rules:
@@ -49,8 +50,6 @@ def make_optimizer(
       lambda name, _: "frozen" if is_frozen(freeze, name) else "trained", params
     )
     optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
-  if config["clip_norm"]:
-    optimizer = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
   return optimizer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,22 +64,24 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
   return Mesh(grid, AXES, axis_types=kinds)
 
 
-def tree_shardings(tree: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
+def tree_shardings(
+  tree: Any, rules: Sequence[Rule], mesh: Mesh, known: Collection[str] = ()
+) -> Any:
   """Gives every leaf the sharding of the first rule whose pattern is found in its name.
-
-  The names of optimizer moments and averaged weights end with the parameter's own name, so one
-  rule shards all three alike.
 
   Args:
     tree: arrays or `jax.ShapeDtypeStruct`s.
     rules: `(pattern, placement)`, see `Rule`; what no rule matches is replicated.
     mesh: from `make_mesh`.
+    known: names of parameters. A leaf whose name ends with one of them (an optimizer moment, an
+      averaged weight) goes by that name, so that one rule shards all of them alike.
 
   Returns:
     A tree of `NamedSharding`.
   """
 
   def place(name: str, leaf: Any) -> NamedSharding:
+    name = trees.own_name(name, known)
     placement = trees.first_match(rules, name, "replicate")
     return NamedSharding(mesh, _spec(name, tuple(leaf.shape), placement, mesh))
 
@@ -101,14 +103,23 @@ def batch_ways(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, setting: str) -> None:
-  """Raises `UserError` unless the global batch can be cut evenly over the mesh and processes."""
+def check_batch_size(batch_size: int, mesh: Mesh, setting: str, accumulate: int = 1) -> None:
+  """Raises `UserError` unless the global batch divides evenly over the mesh and processes.
+
+  Args:
+    batch_size: of all devices together.
+    mesh: from `make_mesh`.
+    setting: the field it comes from, for the message.
+    accumulate: parts of a batch, one after the other; each of them has to divide evenly.
+  """
   ways = math.lcm(batch_ways(mesh), jax.process_count())
-  if batch_size < 1 or batch_size % ways:
-    raise UserError(
-      f"{setting} is {batch_size}; a multiple of {ways} is needed to cut it over"
-      f" data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} devices."
-    )
+  if batch_size >= 1 and batch_size % (ways * accumulate) == 0:
+    return
+  parts = f" times train.accumulate={accumulate}" if accumulate > 1 else ""
+  raise UserError(
+    f"{setting} is {batch_size}; expected a multiple of {ways * accumulate}:"
+    f" data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} devices{parts}."
+  )
 
 
 def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, ...]:

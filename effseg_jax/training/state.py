@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -83,7 +83,7 @@ def init_state(
     The state, sharded by the rules over the mesh.
   """
   init = functools.partial(_initial, model, inputs, optimizer, seed, keep_average)
-  shardings = sharding.tree_shardings(jax.eval_shape(init), rules, mesh)
+  shardings = _shardings(jax.eval_shape(init), rules, mesh)
   # It runs once, and optimising a hundred random draws would take longer than all of training's
   # first minute: on the CPU compilation falls from 26 to 9 seconds.
   options = {"xla_backend_optimization_level": 0} if backend.platform() == "cpu" else None
@@ -111,12 +111,24 @@ def abstract_state(
   """
   init = functools.partial(_initial, model, inputs, optimizer, 0, keep_average)
   shapes = jax.eval_shape(init)
-  shardings = sharding.tree_shardings(shapes, rules, mesh)
+  shardings = _shardings(shapes, rules, mesh)
   return jax.tree.map(
     lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
     shapes,
     shardings,
   )
+
+
+def _shardings(state: TrainState, rules: Sequence[sharding.Rule], mesh: Mesh) -> Any:
+  """The shardings of a state of shapes, by the names that all rules of a configuration use.
+
+  Raises:
+    UserError: for a rule that matches nothing.
+  """
+  known = set(trees.leaf_names(state.params))
+  known |= {trees.without_collection(name) for name in trees.leaf_names(state.model_state)}
+  trees.check_patterns([pattern for pattern, _ in rules], sorted(known), "mesh.rules")
+  return sharding.tree_shardings(state, rules, mesh, known)
 
 
 def _initial(
@@ -172,9 +184,22 @@ def parameter_count(params: Any) -> int:
 
 
 def keep_frozen(new: Any, old: Any, freeze: Sequence[str]) -> Any:
-  """Returns `new`, but `old` where a pattern of `freeze` is found in a leaf's name."""
+  """Returns the new statistics, but the old ones where a pattern of `freeze` is found.
+
+  Args:
+    new: collections of statistics, `{"batch_stats": ...}`.
+    old: the same tree.
+    freeze: patterns of names as parameters have them, `^backbone/`: without the collection.
+  """
   if not freeze:
     return new
+  frozen = frozen_leaves(new, freeze, trees.without_collection)
+  return jax.tree.map(lambda stays, a, b: b if stays else a, frozen, new, old)
+
+
+def frozen_leaves(
+  tree: Any, freeze: Sequence[str], rename: Callable[[str], str] = lambda name: name
+) -> Any:
+  """A tree of booleans: whether a pattern of `freeze` is found in a leaf's name."""
   rules = [(pattern, True) for pattern in freeze]
-  names = trees.map_named(lambda name, _: trees.first_match(rules, name, False), new)
-  return jax.tree.map(lambda frozen, a, b: b if frozen else a, names, new, old)
+  return trees.map_named(lambda name, _: trees.first_match(rules, rename(name), False), tree)

@@ -1,4 +1,4 @@
-"""One training step: gradient, update, averages, and what to tell about it."""
+"""One training step: gradient, update, averages, and the report of it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import optax
 from jax.sharding import Mesh
 
 from effseg_jax.ops import backend
-from effseg_jax.tasks import Task
+from effseg_jax.tasks import BATCH_SUMS, Task
 from effseg_jax.training import sharding
-from effseg_jax.training.state import TrainState, keep_frozen, state_shardings
+from effseg_jax.training.state import TrainState, frozen_leaves, keep_frozen, state_shardings
 
 Batch = Mapping[str, jax.Array]
 
@@ -62,7 +62,8 @@ def make_train_step(
     accumulate: number of parts the batch is cut into, one after the other; the gradient is their
       mean. Batch statistics are those of the parts.
     average_decay: of the exponential moving average, approached as `(1 + t) / (10 + t)`.
-    freeze: patterns of parameter names; their statistics stay as they are, too.
+    freeze: patterns of names. Such parameters have no gradient (nothing is computed for it), and
+      their statistics stay as they are.
 
   Returns:
     `step(state, batch, gather=...) -> (state, report)`; `gather` brings parameters together that
@@ -84,7 +85,7 @@ def make_train_step(
 
   def gradient(state: TrainState, batch: Batch, rng: jax.Array, gather: Callable[[Any], Any]):
     value_and_grad = jax.value_and_grad(
-      lambda params, *rest: loss_and_state(gather(params), *rest), has_aux=True
+      lambda params, *rest: loss_and_state(gather(_stopped(params, freeze)), *rest), has_aux=True
     )
     if accumulate == 1:
       (_, aux), grads = value_and_grad(state.params, state.model_state, batch, rng)
@@ -137,6 +138,14 @@ def compile_train_step(step: TrainStep, state: TrainState, mesh: Mesh) -> TrainS
   )
 
 
+def _stopped(params: Any, freeze: Sequence[str]) -> Any:
+  """The parameters; no gradient flows into those that are frozen."""
+  if not freeze:
+    return params
+  frozen = frozen_leaves(params, freeze)
+  return jax.tree.map(lambda stays, x: jax.lax.stop_gradient(x) if stays else x, frozen, params)
+
+
 def _accumulated(value_and_grad: Any, state: TrainState, batch: Batch, rng: jax.Array, parts: int):
   """The mean gradient over `parts` parts; their statistics follow one another.
 
@@ -150,7 +159,9 @@ def _accumulated(value_and_grad: Any, state: TrainState, batch: Batch, rng: jax.
       state.params, model_state, part, jax.random.fold_in(rng, index)
     )
     model_state, scalars, counts = aux
-    return model_state, (jax.tree.map(lambda x: x / parts, (grads, scalars)), counts)
+    grads = jax.tree.map(lambda x: x / parts, grads)
+    scalars = {name: x if name in BATCH_SUMS else x / parts for name, x in scalars.items()}
+    return model_state, ((grads, scalars), counts)
 
   # A convolution inside a loop is 20x slower on the CPU: there the loop is unrolled.
   unroll = parts if backend.platform() == "cpu" else 1

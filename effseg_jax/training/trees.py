@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,26 @@ def fingerprint(tree: Any) -> str:
 def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
   """Maps `function(name, leaf)` over a tree."""
   return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
+
+
+def own_name(name: str, known: Collection[str]) -> str:
+  """The parameter's own name inside a longer one: `head/kernel` of `opt_state/0/mu/head/kernel`.
+
+  Args:
+    name: of a leaf of the training state.
+    known: names of parameters and statistics, without their collection.
+
+  Returns:
+    The longest end of `name` that is known, or all of it.
+  """
+  parts = name.split("/")
+  ends = ("/".join(parts[begin:]) for begin in range(len(parts)))
+  return next((end for end in ends if end in known), name)
+
+
+def without_collection(name: str) -> str:
+  """`backbone/norm/mean` of `batch_stats/backbone/norm/mean`."""
+  return name.partition("/")[2]
 
 
 def first_match(rules: Sequence[tuple[str, Any]], name: str, default: Any) -> Any:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 
+from effseg_jax import configs
 from effseg_jax.cli import browse as browse_dataset
 
 
 @pytest.mark.parametrize(
   ("name", "examples"),
-  [("proscale.synthetic", 2048), ("avesformer.synthetic", 1024), ("afformer.synthetic", 2048)],
+  [("proscale/synthetic", 2048), ("avesformer/synthetic", 1024), ("afformer/synthetic", 2048)],
 )
 def test_augmented_examples_are_drawn(name, examples):
-  config = importlib.import_module(f"effseg_jax.configs.{name}").get_config()
+  config = configs.load(name)
   sheet, line = browse_dataset.browse(config, count=2, seed=1)
   assert sheet.dtype == np.uint8 and sheet.ndim == 3 and sheet.std() > 20
   assert f"2 of {examples:,} examples" in line

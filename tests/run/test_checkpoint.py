@@ -11,6 +11,7 @@ import pytest
 
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import loader, transforms
+from effseg_jax.run import checkpoint
 from effseg_jax.run.checkpoint import (
   Checkpointer,
   RunDescription,
@@ -27,8 +28,14 @@ CARD = {
   "model": {"name": "afformer_tiny", "fields": {"num_classes": 3}},
   "task": {"name": "semantic", "classes": ["a", "b", "c"]},
 }
-CONFIG = {"eval": {"best_by": "mIoU"}}
-POSITION = {"seed": 0, "batch_size": 4, "data": "noise"}
+POSITION = {
+  "seed": 0,
+  "batch_size": 4,
+  "data": "noise",
+  "options": {"size": (8, 8)},
+  "examples": 6,
+  "classes": [f"class {number}" for number in range(9)],
+}
 SGD = optax.sgd(0.1, momentum=0.9)
 
 
@@ -108,9 +115,9 @@ def train_step(mesh, fresh):
 def open_run(tmp_path):
   """Opens the checkpoints of one working directory."""
 
-  def open_with(keep=2, **changes):
-    run = RunDescription(CONFIG, CARD, {**POSITION, **changes})
-    return Checkpointer(tmp_path, run, keep=keep, metric="mIoU")
+  def open_with(keep=2, metric="mIoU", **changes):
+    run = RunDescription({"eval": {"best_by": metric}}, CARD, {**POSITION, **changes})
+    return Checkpointer(tmp_path, run, keep=keep, metric=metric)
 
   return open_with
 
@@ -125,6 +132,28 @@ def _train(state, batches, steps, train_step, mesh):
 
 def _same(a, b):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_the_best_may_be_chosen_by_another_metric_later(open_run, fresh, tmp_path):
+  checkpointer = open_run(keep=3)
+  _save_steps(checkpointer, fresh(), {1: 0.9, 2: 0.1, 3: None})
+  checkpointer.close()
+  _chosen(tmp_path, 1)
+  again = open_run(keep=3, metric="pixel_accuracy")
+  again.save(fresh().replace(step=jnp.asarray(4, jnp.int32)), {"pixel_accuracy": 0.5})
+  again.close()
+  _chosen(tmp_path, 2)  # of the metric that the latest step names
+  again = open_run(keep=1, metric="PQ")  # which no checkpoint has
+  again.save(fresh().replace(step=jnp.asarray(5, jnp.int32)), {"PQ": 0.1})
+  again.save(fresh().replace(step=jnp.asarray(6, jnp.int32)), {"PQ": 0.0})
+  again.close()
+  assert _saved(tmp_path) == [5, 6]
+  _chosen(tmp_path, 5)
+
+
+def _chosen(tmp_path, step):
+  """Asserts which step's folder inference reads."""
+  assert checkpoint._step_folder(tmp_path).name == str(step)
 
 
 def _saved(tmp_path):
@@ -301,16 +330,29 @@ def test_another_mesh_goes_on(open_run, fresh):
   assert restored.params["conv"]["kernel"].sharding == sharding.replicated(other)
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"batch_size": 8}])
-def test_another_order_of_the_data_is_an_error(open_run, fresh, change):
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"seed": 5}, "seed = 0 and now has 5"),
+    ({"batch_size": 8}, "batch_size = 4 and now has 8"),
+    ({"examples": 7}, "examples = 6 and now has 7"),
+    ({"options": {"size": (8, 9)}}, r"options.size = \[8, 8\] and now has \[8, 9\]"),
+    ({"options": {"size": (8, 8), "seed": 1}}, "options.seed = None and now has 1"),
+    ({"classes": ["class 0"]}, "9 classes and there are 1 now"),
+    ({"classes": [*"abcdefghi"]}, r"classes\[0\] = class 0 and now has a"),
+  ],
+)
+def test_another_order_of_the_data_is_an_error(open_run, fresh, change, message):
   checkpointer = open_run()
   _save_steps(checkpointer, fresh(), {1: None})
   checkpointer.close()
-  (name, value), *_ = change.items()
   changed = open_run(**change)
-  with pytest.raises(UserError, match=rf"{name} = {POSITION[name]} and goes on with {value}"):
+  with pytest.raises(UserError, match=f"this run was saved with {message}"):
     changed.restore(fresh())
   changed.close()
+  same = open_run()
+  assert int(same.restore(fresh()).step) == 1
+  same.close()
 
 
 def test_another_model_or_optimizer_is_an_error(open_run, fresh):
@@ -360,4 +402,4 @@ def test_the_configuration_is_kept(open_run, fresh, tmp_path):
   _save_steps(checkpointer, fresh(), {1: 0.5})
   checkpointer.close()
   folder = tmp_path / "checkpoints" / "1"
-  assert json.loads((folder / "config" / "metadata").read_text()) == CONFIG
+  assert json.loads((folder / "config" / "metadata").read_text()) == {"eval": {"best_by": "mIoU"}}

@@ -7,11 +7,12 @@ import struct
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from effseg_jax.errors import UserError
-from effseg_jax.run.log import RunLog, duration
+from effseg_jax.run.log import ReportWindow, RunLog, duration
 from effseg_jax.run.pace import Split
+from effseg_jax.training.step import StepReport
 
 SPLIT = Split(total=0.5, data=0.1, device=0.3, host=0.1)
 
@@ -100,6 +101,61 @@ def test_a_folder_that_cannot_be_is_one_line(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot be written to"):
     RunLog(tmp_path / "file", num_steps=1, batch_size=1, best_by="mIoU")
+
+
+class Counting:
+  """A task whose counts are steps."""
+
+  def summarise(self, counts):
+    return {"counted": float(counts)}
+
+
+def report(loss):
+  finite = bool(np.isfinite(loss))
+  return StepReport({"loss": np.float32(loss)}, np.int32(1), np.array([3.0, 4.0 * loss]), finite)
+
+
+def test_skipped_steps_are_counted_and_nothing_else(log, tmp_path, capsys):
+  window = ReportWindow(Counting(), skipped=2)
+  for loss in (1.0, np.nan, 2.0, np.inf):
+    window.add(report(loss))
+  numbers = window.summary()
+  assert numbers["loss"] == pytest.approx(1.5)
+  assert numbers["gradient_norm"] == pytest.approx((5 + 73**0.5) / 2)
+  assert numbers["counted"] == 2
+  assert numbers["skipped_steps"] == window.skipped == 4
+  log.train(4, numbers, SPLIT, flops=1e9)
+  assert "skipped_steps 4" in capsys.readouterr().out
+  window.add(report(np.nan))
+  log.train(5, window.summary(), SPLIT, flops=1e9)
+  first, second = lines(tmp_path)
+  assert (first["train/skipped_steps"], second["train/skipped_steps"]) == (4, 5)
+  assert second["train/loss"] is None
+
+  def refuse(word):
+    raise ValueError(f"{word} is not JSON")
+
+  for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+    json.loads(line, parse_constant=refuse)
+
+
+def test_a_window_without_skipped_steps_does_not_mention_them():
+  window = ReportWindow(Counting())
+  window.add(report(1.0))
+  assert set(window.summary()) == {"loss", "gradient_norm", "counted"}
+
+
+def test_tensorboard_is_told_where_a_resumed_run_begins(log, tmp_path):
+  log.begin(40)
+  (start,) = [event for event in events(tmp_path) if event.HasField("session_log")]
+  assert start.session_log.status == SessionLog.START
+  assert start.step == 41
+
+
+def test_an_evaluation_without_the_chosen_metric_is_logged_all_the_same(log, tmp_path):
+  log.evaluation(5, {"PQ": 0.5})
+  log.evaluation(6, {"mIoU": float("nan")})
+  assert lines(tmp_path) == [{"step": 5, "eval/PQ": 0.5}, {"step": 6, "eval/mIoU": None}]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3723, "1h02m"), (75, "1m15s"), (9.4, "9s")])

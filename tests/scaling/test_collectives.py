@@ -11,9 +11,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from effseg_jax import create_model
+from effseg_jax import configs, create_model
 from effseg_jax.configs.avesformer import synthetic as audio_visual
-from effseg_jax.configs.proscale import synthetic as universal
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline.datasets.stand_in import stand_in
 from effseg_jax.models import flops
@@ -147,7 +146,7 @@ def _spectral():
 
 
 def _universal():
-  config = universal.get_config("r50,111")
+  config = configs.load("proscale/synthetic:r50,111")
   config.model.update({**SMALL_UNIVERSAL, "decoder_layers": 1, "proscale_layers": (1, 0, 1)})
   del config.model.num_classes
   config.task.num_points = 64

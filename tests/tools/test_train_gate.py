@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from effseg_jax import UserError, create_model, experiment
-from effseg_jax.configs.eco_m2f import synthetic
+from effseg_jax import UserError, configs, create_model, experiment
 from effseg_jax.models.eco import best_exits
 from effseg_jax.weights.bundle import Bundle
 from tests.universal_models import SMALL
@@ -17,7 +16,7 @@ from tools.train_gate import Exits
 
 @pytest.fixture(scope="module")
 def config():
-  config = synthetic.get_config("r50")
+  config = configs.load("eco_m2f/synthetic:r50")
   config.data.options.size = (64, 64)
   config.eval.short_side = config.eval.max_size = 64
   config.eval.batch_size = 4

@@ -81,6 +81,20 @@ def test_clipping_uses_the_norm_of_the_whole_gradient():
   np.testing.assert_allclose(optax.global_norm(updates), 0.5, rtol=1e-5)
 
 
+def test_clipping_leaves_out_what_is_frozen():
+  changes = {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 1.0}
+  optimizer = make_optimizer(
+    {**CONFIG, **changes, "freeze": ("^backbone/",)}, lambda step: 1.0, _params()
+  )
+  grads = {
+    "backbone": jax.tree.map(lambda p: jnp.full_like(p, 100.0), _params()["backbone"]),
+    "head": {"kernel": jnp.zeros((4, 2)).at[0, 0].set(1.0)},
+  }
+  updates, _ = optimizer.update(grads, optimizer.init(_params()), _params())
+  np.testing.assert_allclose(updates["head"]["kernel"][0, 0], -1.0, rtol=1e-6)
+  np.testing.assert_array_equal(updates["backbone"]["kernel"], 0.0)
+
+
 def test_a_pattern_that_matches_nothing_is_an_error():
   with pytest.raises(UserError, match=r"optimizer\.freeze: '\^bakbone'.*backbone/bias"):
     _make(freeze=("^bakbone",))

@@ -46,5 +46,5 @@ def test_an_impossible_placement_names_the_parameter(placement):
 def test_a_batch_size_that_cannot_be_cut_says_what_is_needed():
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1})
   sharding.check_batch_size(8, mesh, "train.batch_size")
-  with pytest.raises(UserError, match=r"train\.batch_size is 6; a multiple of 4"):
+  with pytest.raises(UserError, match=r"train\.batch_size is 6; expected a multiple of 4"):
     sharding.check_batch_size(6, mesh, "train.batch_size")

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from effseg_jax.training import sharding
+from effseg_jax.errors import UserError
+from effseg_jax.training import sharding, trees
 from effseg_jax.training.optimizer import make_optimizer
 from effseg_jax.training.state import init_state
 from effseg_jax.training.step import compile_train_step, make_train_step
@@ -62,19 +63,32 @@ def _batches(count, size=8):
     yield {"image": image, "label": label}
 
 
-def _run(axes, steps=10, dropout=0.1, devices=None, average=0.0, freeze=(), bad_at=None, **options):
+def _run(
+  axes,
+  steps=10,
+  dropout=0.1,
+  devices=None,
+  average=0.0,
+  freeze=(),
+  bad_at=None,
+  rules=((".*", "fsdp"),),
+  clip=0.0,
+  **options,
+):
   mesh = sharding.make_mesh(axes, devices)
   model = Net(dropout)
   inputs = (jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32),)
   params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]
-  optimizer = make_optimizer({**ADAMW, "freeze": freeze}, lambda step: 1e-2, params)
+  optimizer = make_optimizer(
+    {**ADAMW, "freeze": freeze, "clip_norm": clip}, lambda step: 1e-2, params
+  )
   state = init_state(
     model,
     inputs,
     optimizer,
     seed=3,
     keep_average=average > 0,
-    rules=((".*", "fsdp"),),
+    rules=rules,
     mesh=mesh,
   )
   first = jax.device_get(state)
@@ -135,14 +149,89 @@ def test_average_follows_the_parameters():
   )
 
 
-def test_frozen_statistics_stay():
-  _, first, state, _ = _run(ONE, steps=2, freeze=("norm",), devices=jax.devices()[:1])
+@pytest.mark.parametrize("pattern", ["norm", "^norm/"])
+def test_frozen_statistics_stay(pattern):
+  _, first, state, _ = _run(ONE, steps=2, freeze=(pattern,), devices=jax.devices()[:1])
   np.testing.assert_array_equal(
     state.model_state["batch_stats"]["norm"]["mean"],
     first.model_state["batch_stats"]["norm"]["mean"],
   )
   np.testing.assert_array_equal(state.params["norm"]["scale"], first.params["norm"]["scale"])
   assert not np.array_equal(state.params["conv"]["kernel"], first.params["conv"]["kernel"])
+
+
+def test_frozen_parameters_have_no_gradient():
+  """Neither the reported norms nor the clipped one know of it, as with PyTorch's requires_grad."""
+  one = {"steps": 1, "devices": jax.devices()[:1]}
+  _, first, _, (free,) = _run(ONE, **one)
+  _, _, state, (report,) = _run(ONE, freeze=("^conv/",), clip=1e-3, **one)
+  names = trees.leaf_names(first.params)
+  frozen = np.array([name.startswith("conv/") for name in names])
+  assert (np.asarray(free.gradient_norms)[frozen] > 0).all()
+  assert (np.asarray(report.gradient_norms)[frozen] == 0).all()
+  np.testing.assert_allclose(
+    report.gradient_norms[~frozen], free.gradient_norms[~frozen], rtol=1e-5, atol=1e-7
+  )
+  np.testing.assert_array_equal(state.params["conv"]["kernel"], first.params["conv"]["kernel"])
+
+
+def test_sharding_rules_name_parameters_as_all_rules_do():
+  axes = {"data": 1, "fsdp": 4, "model": 1}
+  rules = (("^conv/", "replicate"), (".*", "fsdp"))
+  _, _, state, _ = _run(axes, steps=1, average=0.5, rules=rules)
+  moments = [
+    leaf.sharding.spec
+    for name, leaf in zip(
+      trees.leaf_names(state.opt_state), jax.tree.leaves(state.opt_state), strict=True
+    )
+    if name.endswith("conv/kernel")
+  ]
+  kernels = (state.params["conv"]["kernel"], state.average["params"]["conv"]["kernel"])
+  for spec in (*(kernel.sharding.spec for kernel in kernels), *moments):
+    assert "fsdp" not in str(spec)
+  assert len(moments) == 2
+  with pytest.raises(UserError, match=r"mesh\.rules: '\^bakbone/' matches no parameter"):
+    _run(axes, steps=1, rules=(("^bakbone/", "fsdp"),))
+
+
+class DropTask(PixelTask):
+  """Reports a sum over the batch."""
+
+  def loss(self, outputs, batch, rng):
+    loss, _, counts = super().loss(outputs, batch, rng)
+    return loss, {"dropped_segments": jnp.sum(batch["label"] == 2).astype(jnp.float32)}, counts
+
+
+def _one_step(model, task, batch, accumulate):
+  mesh = sharding.make_mesh(ONE, jax.devices()[:1])
+  optimizer = optax.sgd(0.1)
+  inputs = (jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32),)
+  state = init_state(model, inputs, optimizer, seed=0, keep_average=False, rules=(), mesh=mesh)
+  step = make_train_step(model, task, optimizer, accumulate=accumulate)
+  return compile_train_step(step, state, mesh)(state, batch)
+
+
+class PlainNet(nn.Module):
+  """No statistics, no dropout: nothing in it depends on how a batch is divided."""
+
+  @nn.compact
+  def __call__(self, images, train):
+    return nn.Conv(5, (1, 1), name="head")(nn.gelu(nn.Conv(8, (3, 3), name="conv")(images)))
+
+
+def test_accumulation_is_exact_without_batch_statistics():
+  (batch,) = _batches(1)
+  (whole, report), *others = (
+    _one_step(PlainNet(), DropTask(), batch, accumulate) for accumulate in (1, 2, 4)
+  )
+  for state, other in others:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+      (state.params, other.scalars["loss"], other.gradient_norms),
+      (whole.params, report.scalars["loss"], report.gradient_norms),
+    )
+    np.testing.assert_array_equal(other.counts, report.counts)
+    assert float(other.scalars["dropped_segments"]) == float(np.sum(batch["label"] == 2)) > 0
 
 
 def test_a_bad_gradient_changes_nothing_but_the_counters():
