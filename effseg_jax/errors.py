@@ -10,11 +10,26 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
   """A mistake in what the user gave us: the message is the whole explanation."""
+
+
+class DataWarning(UserWarning):
+  """What is odd about a data set and does not stop a run; the commands print it as one line."""
+
+
+_warned: set[str] = set()
+
+
+def warn_once(key: str, message: str) -> None:
+  """Issues a `DataWarning`, once per process for each key: what is said of one file of a kind."""
+  if key not in _warned:
+    _warned.add(key)
+    warnings.warn(message, DataWarning, stacklevel=3)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

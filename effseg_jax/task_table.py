@@ -35,15 +35,15 @@ class Parts:
 TASKS = {
   "semantic": Parts(
     task="effseg_jax.tasks.semantic:SemanticTask",
-    transforms="effseg_jax.input_pipeline.transforms:semantic_transforms",
-    eval_batches="effseg_jax.input_pipeline.eval_batches:semantic_eval_batches",
+    transforms="effseg_jax.input_pipeline.transforms_semantic:semantic_transforms",
+    eval_batches="effseg_jax.input_pipeline.eval_semantic:semantic_eval_batches",
     evaluator="effseg_jax.evaluators.semantic:SemanticEvaluator",
     predictor="effseg_jax.prediction.semantic:SemanticPredictor",
   ),
   "classification": Parts(
     task="effseg_jax.tasks.classification:ClassificationTask",
     transforms="effseg_jax.input_pipeline.transforms_classification:classification_transforms",
-    eval_batches="effseg_jax.input_pipeline.eval_batches:classification_eval_batches",
+    eval_batches="effseg_jax.input_pipeline.eval_classification:classification_eval_batches",
     evaluator="effseg_jax.evaluators.classification:ClassificationEvaluator",
   ),
   "universal": Parts(

@@ -180,38 +180,6 @@ def silence() -> np.ndarray:
   return np.full((PATCH_FRAMES, BANDS), np.log(_OFFSET), np.float32)
 
 
-class LogMelStream:
-  """`log_mel` for sound that arrives piece by piece; the patches are those of the whole clip."""
-
-  def __init__(self, sample_rate: float = SAMPLE_RATE):
-    """Starts a stream of the given rate in Hz."""
-    _check_rate(sample_rate)
-    self._resampler = None
-    if sample_rate != SAMPLE_RATE:
-      self._resampler = soxr.ResampleStream(
-        sample_rate, SAMPLE_RATE, num_channels=1, dtype="float64", quality="VHQ"
-      )
-    self._pending = np.zeros(0)
-
-  def feed(self, waveform: np.ndarray, last: bool = False) -> np.ndarray:
-    """Takes the next piece.
-
-    Args:
-      waveform: see `to_mono`; of any length, also empty.
-      last: whether the stream ends here: what the resampler still holds is heard, too.
-
-    Returns:
-      float32 (n, 96, 64): the patches that are complete now and were not before.
-    """
-    piece = to_mono(waveform)
-    if self._resampler is not None:
-      piece = self._resampler.resample_chunk(piece, last=last)
-    samples = np.concatenate([self._pending, piece])
-    patches = _patches(_spectrogram(samples))
-    self._pending = samples[len(patches) * PATCH_HOP :]
-    return patches
-
-
 @functools.cache
 def mel_matrix() -> np.ndarray:
   """From 257 magnitudes to 64 bands: triangles in mel, not normalised; float64 (257, 64)."""

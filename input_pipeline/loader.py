@@ -30,11 +30,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Tolerant:
-  """A data set whose broken examples are an error, or are replaced and counted.
-
-  Attributes:
-    skipped: number of reads that met a broken example, in this process.
-  """
+  """A data set whose broken examples are an error, or are replaced with a warning."""
 
   def __init__(self, dataset: Any, on_error: str):
     """Wraps a data set.
@@ -46,7 +42,7 @@ class Tolerant:
     if on_error not in ("raise", "skip"):
       raise UserError(f"data.on_error is {on_error!r}; expected 'raise' or 'skip'.")
     self._dataset, self._on_error = dataset, on_error
-    self.skipped = 0
+    self._skipped = 0
 
   def __len__(self) -> int:
     return len(self._dataset)
@@ -58,8 +54,8 @@ class Tolerant:
       except UserError as error:
         if self._on_error == "raise":
           raise
-        self.skipped += 1
-        warnings.warn(f"skipped a broken example ({self.skipped} so far): {error}", stacklevel=2)
+        self._skipped += 1
+        warnings.warn(f"skipped a broken example ({self._skipped} so far): {error}", stacklevel=2)
     raise UserError(f"{self._dataset.name}: not one of {len(self)} examples can be read.")
 
 

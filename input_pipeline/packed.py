@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from effseg_jax.errors import UserError
-from effseg_jax.input_pipeline import codecs, records
+from effseg_jax.input_pipeline import codecs, datasets, records
 from effseg_jax.input_pipeline.datasets import base, panoptic
 
 _INSTANCES = "instances.json"
@@ -31,7 +30,8 @@ def pack(
     dataset: any of `effseg_jax.input_pipeline.datasets`.
     root: folder of the packed data set; other splits may be there already.
     name: in `datasets.DATASETS`.
-    options: with which the data set was opened; reading asks for the same.
+    options: with which the data set was opened, those left at their defaults included or not;
+      reading asks for the same.
     **how: see `records.write_split`.
 
   Returns:
@@ -57,13 +57,15 @@ def pack(
     facts["num_frames"] = dataset.num_frames
     facts["prediction_size"] = None if size is None else list(size)
   encode = {"images": _encode_image, "segments": _encode_segments, "clips": _encode_clip}[kind]
-  folder = Path(root) / dataset.split
   official = getattr(dataset, "instances_json", None)
-  if official is not None:
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(official, folder / _INSTANCES)
   return records.write_split(
-    root, dataset.split, len(dataset), lambda index: encode(dataset, index), facts, **how
+    root,
+    dataset.split,
+    len(dataset),
+    lambda index: encode(dataset, index),
+    facts,
+    companions={} if official is None else {_INSTANCES: Path(official)},
+    **how,
   )
 
 
@@ -74,7 +76,7 @@ def open_packed(root: str | Path, name: str, split: str, options: Mapping[str, A
     root: of the packed data set.
     name: of the data set that is expected there.
     split: of it.
-    options: with which it would be opened unpacked.
+    options: with which it would be opened unpacked, all of them.
 
   Raises:
     UserError: if another data set, split or option was packed.
@@ -85,12 +87,12 @@ def open_packed(root: str | Path, name: str, split: str, options: Mapping[str, A
       f"{root} holds {manifest['data']}, packed; expected {name}. Set --config.data.root or"
       " --config.data.name."
     )
-  for key, value in options.items():
-    plain = json.loads(json.dumps(value))
-    if manifest["options"].get(key, plain) != plain:
+  wanted = json.loads(json.dumps(datasets.all_options(name, options)))
+  found = json.loads(json.dumps(datasets.all_options(name, manifest["options"])))
+  for key, value in wanted.items():
+    if found.get(key, value) != value:
       raise UserError(
-        f"{root} was packed with data.options.{key}={manifest['options'][key]}; {plain} needs to be"
-        " packed anew."
+        f"{root} was packed with data.options.{key}={found[key]}; {value} needs to be packed anew."
       )
   kinds = {"images": PackedImages, "segments": PackedSegments, "clips": PackedClips}
   return kinds[manifest["kind"]](root, manifest, split)

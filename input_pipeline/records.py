@@ -3,6 +3,7 @@
   manifest.json                       what was packed: classes, options, counts, checksums
   <split>/00000-of-00012.array_record records, one group each, so that any can be read alone
   <split>/index.npz                   what is asked of every example without reading it
+  <split>/...                         other files of the split, copied as they are
 
 A record is a msgpack map. A picture is the file it came from, byte for byte (a PNG where it was
 drawn); every other array is compressed without loss.
@@ -15,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -123,6 +125,7 @@ def write_split(
   num_threads: int = 4,
   on_error: str = "raise",
   on_example: Callable[[int], None] = lambda number: None,
+  companions: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
   """Writes a split's records, and then its entry in the manifest.
 
@@ -139,6 +142,7 @@ def write_split(
     num_threads: that read and compress.
     on_error: "raise", or "skip": broken examples are left out, and listed in the manifest.
     on_example: called with the number of examples that are done.
+    companions: name -> a file that is copied beside the shards, with its checksum.
 
   Returns:
     The split's entry in the manifest.
@@ -155,13 +159,14 @@ def write_split(
     _require_same(manifest, facts, root)
   shards, index = [], []
   number = -(-count // examples_per_shard)
+  origin = _fingerprint({**facts, "examples": count})
   for shard in range(number):
     path = folder / f"{shard:05d}-of-{number:05d}.array_record"
     span = range(shard * examples_per_shard, min((shard + 1) * examples_per_shard, count))
-    done = _finished(path, span)
+    done = _finished(path, span, origin, on_error)
     if done is None:
       encoded = _encode_all(encode, span, num_threads, on_error, on_example)
-      done = _write_shard(path, span, encoded)
+      done = _write_shard(path, span, encoded, origin)
     on_example(span.stop)
     shards.append(done["shard"])
     index += done["index"]
@@ -169,19 +174,21 @@ def write_split(
     "examples": len(index),
     "skipped": [line for shard in shards for line in shard.pop("skipped")],
     "shards": shards,
+    "files": [_copy(source, folder / name) for name, source in (companions or {}).items()],
   }
   columns = {name: np.array([row[name] for row in index]) for name in (index[0] if index else {})}
   np.savez_compressed(folder / "index.npz", **columns)
   manifest["splits"][split] = entry
   _replace(root / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
-  for path in folder.glob("*.json"):
+  for path in folder.glob("*-of-*.json"):  # what `_finished` needed; other files stay
     path.unlink()
   return entry
 
 
 def verify(root: str | Path, split: str) -> Iterator[tuple[str, bool]]:
-  """Compares each shard with its checksum: (file, whether it is the one that was written)."""
-  for shard in split_entry(read_manifest(root), split, root)["shards"]:
+  """Compares each file with its checksum: (file, whether it is the one that was written)."""
+  entry = split_entry(read_manifest(root), split, root)
+  for shard in [*entry["shards"], *entry.get("files", [])]:
     path = Path(root) / split / shard["file"]
     yield shard["file"], path.is_file() and _digest(path) == shard["sha256"]
 
@@ -209,7 +216,7 @@ def _encode_all(
         on_example(number + 1)
 
 
-def _write_shard(path: Path, span: range, encoded: Any) -> dict[str, Any]:
+def _write_shard(path: Path, span: range, encoded: Any, origin: str) -> dict[str, Any]:
   partial = path.with_suffix(".partial")
   index, skipped = [], []
   with extra("train"):
@@ -232,14 +239,37 @@ def _write_shard(path: Path, span: range, encoded: Any) -> dict[str, Any]:
     "sha256": _digest(partial),
     "skipped": skipped,
   }
-  done = {"span": [span.start, span.stop], "shard": shard, "index": index}
+  done = {
+    "span": [span.start, span.stop],
+    "origin": origin,
+    "shard": shard,
+    "index": index,
+  }
   partial.replace(path)
   _replace(path.with_suffix(".json"), json.dumps(done, default=_plain).encode())
   return done
 
 
-def _finished(path: Path, span: range) -> dict[str, Any] | None:
-  """What an earlier call has written of a shard, if it finished it."""
+def _copy(source: Path, target: Path) -> dict[str, Any]:
+  """Copies a file as it is; returns its entry in the manifest."""
+  new = target.with_name(f"{target.name}.new")
+  shutil.copyfile(source, new)
+  os.replace(new, target)
+  return {"file": target.name, "bytes": target.stat().st_size, "sha256": _digest(target)}
+
+
+def _fingerprint(facts: Mapping[str, Any]) -> str:
+  """Of everything that the records of a split depend on, as far as the manifest knows it."""
+  text = json.dumps(facts, default=_plain, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _finished(path: Path, span: range, origin: str, on_error: str) -> dict[str, Any] | None:
+  """What an earlier call has written of a shard, if it finished it.
+
+  Raises:
+    UserError: if it packed other data, with other options, or into another number of shards.
+  """
   others = {other.name.split("-of-")[1] for other in path.parent.glob("*-of-*.json")}
   if others - {path.with_suffix(".json").name.split("-of-")[1]}:
     raise UserError(
@@ -250,6 +280,12 @@ def _finished(path: Path, span: range) -> dict[str, Any] | None:
   if not (beside.is_file() and path.is_file()):
     return None
   done = json.loads(beside.read_text(encoding="utf-8"))
+  if done.get("origin") != origin:
+    raise UserError(
+      f"{path.parent} was begun with other options or other data; pack with the same, or delete it."
+    )
+  if on_error != "skip" and done["shard"]["skipped"]:
+    return None  # read again, so that the broken example is reported
   whole = path.stat().st_size == done["shard"]["bytes"]
   return done if whole and done["span"] == [span.start, span.stop] else None
 

@@ -1,18 +1,19 @@
-"""The augmentations of the segmentation recipes, each a small function object with its own rng.
+"""What the training transforms of several tasks share.
 
-All take and return an example (see docs/architecture.md) and leave the one they were given alone.
-The rules are those of MMSegmentation 0.21, which the official AFFormer recipe uses.
+A transform takes an example (see docs/architecture.md) and a random generator, and returns a new
+example. The colour rules are those of MMSegmentation 0.21, which the official AFFormer recipe uses.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
-from effseg_jax.input_pipeline.datasets.base import IGNORE_LABEL, Example
+from effseg_jax.input_pipeline.datasets.base import Example
 
 _IDENTITY = np.arange(256, dtype=np.uint8)
 
@@ -21,76 +22,22 @@ Transform = Callable[[Example, Rng], Example]
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomScale:
-  """Resizes, keeping the ratio, to fit a randomly scaled (long, short) frame.
-
-  Attributes:
-    scale: (long, short) side of the frame.
-    ratio: the frame is multiplied by a uniform draw from this range.
-  """
-
-  scale: tuple[int, int]
-  ratio: tuple[float, float]
-
-  def __call__(self, example: Example, rng: Rng) -> Example:
-    """Image bilinear, label nearest."""
-    ratio = rng.uniform(*self.ratio)
-    frame = int(self.scale[0] * ratio), int(self.scale[1] * ratio)
-    size = keep_ratio_size(example["image"].shape[:2], frame)
-    return resize_example(example, size)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassBalancedCrop:
-  """A random crop in which no class takes more than a share, if ten draws find one.
-
-  Attributes:
-    size: rows and columns; images smaller than that stay as they are along that side.
-    max_share: the largest class's share of the labelled pixels must be below it.
-  """
-
-  size: tuple[int, int]
-  max_share: float
-
-  def __call__(self, example: Example, rng: Rng) -> Example:
-    """Draws up to ten times while the crop is unbalanced; the eleventh draw is taken as it is."""
-    window = self._draw(example, rng)
-    if self.max_share < 1.0:
-      for _ in range(10):
-        if self._balanced(example["label"][window]):
-          break
-        window = self._draw(example, rng)
-    image, label = example["image"][window], example["label"][window]
-    return {**example, "image": image, "label": label, "valid_size": _size(label)}
-
-  def _draw(self, example: Example, rng: Rng) -> tuple[slice, slice]:
-    spans = []
-    for length, size in zip(example["label"].shape, self.size, strict=True):
-      begin = int(rng.integers(0, max(length - size, 0) + 1))
-      spans.append(slice(begin, begin + size))
-    return spans[0], spans[1]
-
-  def _balanced(self, label: np.ndarray) -> bool:
-    counts = count_values(label)[:IGNORE_LABEL]
-    return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.max_share
-
-
-@dataclasses.dataclass(frozen=True)
 class HorizontalFlip:
-  """Mirrors the image and its label.
+  """Mirrors arrays of an example left to right, all of them or none.
 
   Attributes:
     probability: of mirroring.
+    axes: name of each array that is mirrored, and its axis of columns.
   """
 
   probability: float = 0.5
+  axes: tuple[tuple[str, int], ...] = (("image", 1), ("label", 1))
 
   def __call__(self, example: Example, rng: Rng) -> Example:
-    """Mirrors both or neither."""
+    """Draws one number."""
     if rng.random() >= self.probability:
       return example
-    # Twenty times faster than the copy that a view of negative strides would need later.
-    return {**example, **{key: cv2.flip(example[key], 1) for key in ("image", "label")}}
+    return {**example, **{key: _mirrored(example[key], axis) for key, axis in self.axes}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,65 +81,6 @@ class PhotometricDistortion:
     return linear_table(rng.uniform(*self.contrast), 0.0) if rng.random() < 0.5 else _IDENTITY
 
 
-@dataclasses.dataclass(frozen=True)
-class PadTo:
-  """Pads right and bottom; the label with 255, and the image with what `valid_size` makes 0.
-
-  Attributes:
-    size: rows and columns of the result.
-  """
-
-  size: tuple[int, int]
-
-  def __call__(self, example: Example, rng: Rng) -> Example:
-    """`valid_size` keeps the size before padding."""
-    del rng
-    rows, cols = example["label"].shape
-    below, right = self.size[0] - rows, self.size[1] - cols
-    if not (below or right):
-      return example
-    image = cv2.copyMakeBorder(example["image"], 0, below, 0, right, cv2.BORDER_CONSTANT)
-    label = cv2.copyMakeBorder(
-      example["label"], 0, below, 0, right, cv2.BORDER_CONSTANT, value=IGNORE_LABEL
-    )
-    return {**example, "image": image, "label": label}
-
-
-def semantic_transforms(
-  *,
-  scale: tuple[int, int],
-  ratio: tuple[float, float],
-  crop: tuple[int, int],
-  max_class_share: float,
-  flip: float,
-  photometric: bool,
-  mix: str = "",
-  mix_probability: float = 0.5,
-) -> list[Transform]:
-  """The training transforms of semantic segmentation in the recipe's order.
-
-  Args:
-    scale: (long, short) frame of `RandomScale`.
-    ratio: its range.
-    crop: rows and columns of the crop, and of the result.
-    max_class_share: of `ClassBalancedCrop`; 1: any crop will do.
-    flip: probability of `HorizontalFlip`.
-    photometric: whether `PhotometricDistortion` is applied.
-    mix: `classmix` or `cutmix` to paste parts of a second example, see `mixing.Mix`; empty: not.
-    mix_probability: of that.
-  """
-  from effseg_jax.input_pipeline.mixing import Mix  # which is made of these transforms
-
-  return [
-    RandomScale(tuple(scale), tuple(ratio)),
-    ClassBalancedCrop(tuple(crop), max_class_share),
-    HorizontalFlip(flip),
-    *([PhotometricDistortion()] if photometric else []),
-    PadTo(tuple(crop)),
-    *([Mix(mix, mix_probability)] if mix else []),
-  ]
-
-
 def keep_ratio_size(size: Sequence[int], frame: Sequence[int]) -> tuple[int, int]:
   """The largest size of the same ratio inside a (long, short) frame, rounded half up.
 
@@ -207,23 +95,8 @@ def keep_ratio_size(size: Sequence[int], frame: Sequence[int]) -> tuple[int, int
   return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
 
 
-def resize_example(example: Example, size: tuple[int, int]) -> Example:
-  """Resizes image (bilinear) and label (nearest) to (rows, cols)."""
-  if tuple(example["label"].shape) == tuple(size):
-    return example
-  cols_rows = (size[1], size[0])
-  image = cv2.resize(example["image"], cols_rows, interpolation=cv2.INTER_LINEAR)
-  label = cv2.resize(example["label"], cols_rows, interpolation=cv2.INTER_NEAREST)
-  return {**example, "image": image, "label": label, "valid_size": _size(label)}
-
-
-def linear_uint8(image: np.ndarray, factor: float, offset: float) -> np.ndarray:
-  """`clip(image * factor + offset, 0, 255)`, rounded down, by a table of the 256 values."""
-  return cv2.LUT(image, linear_table(factor, offset))
-
-
 def linear_table(factor: float, offset: float) -> np.ndarray:
-  """What `linear_uint8` makes of each value: uint8 (256,)."""
+  """`clip(value * factor + offset, 0, 255)`, rounded down, of each value: uint8 (256,)."""
   values = np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset)
   return np.clip(values, 0, 255).astype(np.uint8)
 
@@ -258,5 +131,7 @@ def _change_channel(image: np.ndarray, channel: int, table: np.ndarray) -> np.nd
   return cv2.cvtColor(cv2.insertChannel(values, hsv, channel), cv2.COLOR_HSV2RGB)
 
 
-def _size(label: np.ndarray) -> np.ndarray:
-  return np.array(label.shape, np.int32)
+def _mirrored(array: Any, axis: int) -> Any:
+  if axis == 1:  # twenty times faster than the copy that a view of negative strides needs later
+    return cv2.flip(array, 1)
+  return array[(slice(None),) * axis + (slice(None, None, -1),)]

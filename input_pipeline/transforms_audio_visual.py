@@ -10,15 +10,19 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from effseg_jax import imagenet
 from effseg_jax.errors import UserError, suggestion
 from effseg_jax.input_pipeline.datasets.base import Example
-from effseg_jax.input_pipeline.transforms import PhotometricDistortion, Transform
-
-Rng = np.random.Generator
+from effseg_jax.input_pipeline.transforms import (
+  HorizontalFlip,
+  PhotometricDistortion,
+  Rng,
+  Transform,
+)
 
 _FITS = ("stretch", "centre", "random")
-# What lies beyond a picture that was made smaller than the crop: the mean colour of ImageNet.
-_FILL = (124, 116, 104)
+# The sound has one channel and stays.
+MIRRORED = (("frames", 2), ("masks", 2))
 _PER_FRAME = ("frames", "log_mel", "masks", "frame_weight", "valid_frames")
 _OFFSET = 0.01  # of the log-mel front-end, see `effseg_jax.input_pipeline.audio`
 
@@ -95,7 +99,7 @@ class FitFrames:
     place = rng.random(2) if self.fit == "random" else (0.5, 0.5)
     return {
       **example,
-      "frames": self._window(frames, place, _FILL),
+      "frames": self._window(frames, place, imagenet.FILL),
       "masks": self._window(masks, place, 0),
     }
 
@@ -111,24 +115,6 @@ class FitFrames:
       target.append(slice(0, count) if length > wanted else slice(begin, begin + count))
     result[tuple(target)] = pictures[tuple(source)]
     return result
-
-
-@dataclasses.dataclass(frozen=True)
-class FlipFrames:
-  """Mirrors all frames and masks of a clip; the sound has one channel and stays.
-
-  Attributes:
-    probability: of mirroring.
-  """
-
-  probability: float = 0.5
-
-  def __call__(self, example: Example, rng: Rng) -> Example:
-    """Mirrors all or none."""
-    if rng.random() >= self.probability:
-      return example
-    mirrored = {key: example[key][:, :, ::-1] for key in ("frames", "masks")}
-    return {**example, **mirrored}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +234,7 @@ def audio_visual_transforms(
     fit: of `FitFrames`; AVSBench stretches S4 and MS3 (which have the right size already) and cuts
       the centre out in AVSS.
     ratio: of `FitFrames`.
-    flip: probability of `FlipFrames`.
+    flip: probability of `HorizontalFlip`.
     photometric: whether frames are distorted.
     gain: decibels of `SoundGain`; 0: none.
     pitch: mel bands of `ShiftPitch`; 0: none.
@@ -257,7 +243,7 @@ def audio_visual_transforms(
   return [
     *([DrawFrames(frames)] if frames else []),
     FitFrames(tuple(size), fit, tuple(ratio)),
-    *([FlipFrames(flip)] if flip else []),
+    *([HorizontalFlip(flip, MIRRORED)] if flip else []),
     *([DistortFrames(PhotometricDistortion())] if photometric else []),
     *([SoundGain(gain)] if gain else []),
     *([ShiftPitch(pitch)] if pitch else []),

@@ -15,16 +15,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from effseg_jax import imagenet
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline.datasets.base import Example
-from effseg_jax.input_pipeline.transforms import Transform
+from effseg_jax.input_pipeline.transforms import HorizontalFlip, Rng, Transform
 
-Rng = np.random.Generator
-
-# Mean and standard deviation of ImageNet's pixels, RGB, in uint8 units.
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
-_FILL = (124, 116, 104)
 _MAX_MAGNITUDE = 10.0
 
 
@@ -65,23 +60,6 @@ class RandomResizedCrop:
     height = min(rows, max(1, round(cols / self.ratio[0])))
     left, top = (cols - width) // 2, (rows - height) // 2
     return left, top, left + width, top + height
-
-
-@dataclasses.dataclass(frozen=True)
-class MirrorImage:
-  """Mirrors the image left to right.
-
-  Attributes:
-    probability: of mirroring.
-  """
-
-  probability: float = 0.5
-
-  def __call__(self, example: Example, rng: Rng) -> Example:
-    """The label says what is in the image, not where, and stays."""
-    if rng.random() >= self.probability:
-      return example
-    return {**example, "image": example["image"][:, ::-1]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +126,7 @@ class RandomErasing:
       if 0 < height < rows and 0 < width < cols:
         top = int(rng.integers(0, rows - height + 1))
         left = int(rng.integers(0, cols - width + 1))
-        noise = rng.standard_normal((height, width, 3), np.float32) * _STD + _MEAN
+        noise = rng.standard_normal((height, width, 3), np.float32) * imagenet.STD + imagenet.MEAN
         image = example["image"].copy()
         image[top : top + height, left : left + width] = np.clip(noise, 0, 255)
         return {**example, "image": image}
@@ -168,14 +146,14 @@ def classification_transforms(
   Args:
     size: side of the result.
     area: of `RandomResizedCrop`.
-    flip: probability of `MirrorImage`.
+    flip: probability of `HorizontalFlip`.
     randaugment: (number of operations, magnitude) of `RandAugment`; 0 operations: none.
     erasing: probability of `RandomErasing`; 0: none.
   """
   num_ops, magnitude = randaugment
   return [
     RandomResizedCrop(size, tuple(area)),
-    MirrorImage(flip),
+    HorizontalFlip(flip, (("image", 1),)),
     *([RandAugment(int(num_ops), magnitude)] if num_ops else []),
     *([RandomErasing(erasing)] if erasing else []),
   ]
@@ -243,7 +221,7 @@ def _affine(matrix: Sequence[Sequence[float]], picture: Image.Image) -> Image.Im
     picture.size,
     flags=cv2.INTER_LINEAR,
     borderMode=cv2.BORDER_CONSTANT,
-    borderValue=_FILL,
+    borderValue=imagenet.FILL,
   )
   return Image.fromarray(moved)
 

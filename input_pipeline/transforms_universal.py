@@ -19,27 +19,17 @@ from PIL import Image
 from effseg_jax.errors import UserError, suggestion
 from effseg_jax.input_pipeline.datasets.base import Example
 from effseg_jax.input_pipeline.datasets.panoptic import NO_SEGMENT, stack_layers
-from effseg_jax.input_pipeline.transforms import PhotometricDistortion, Rng, Transform
+from effseg_jax.input_pipeline.transforms import (
+  HorizontalFlip,
+  PhotometricDistortion,
+  Rng,
+  Transform,
+)
 
 _PAD_VALUE = 128
 
 
-@dataclasses.dataclass(frozen=True)
-class Flip:
-  """Mirrors image and segments.
-
-  Attributes:
-    probability: of mirroring.
-  """
-
-  probability: float = 0.5
-
-  def __call__(self, example: Example, rng: Rng) -> Example:
-    """Mirrors both or neither."""
-    if rng.random() >= self.probability:
-      return example
-    image, segments = example["image"][:, ::-1], example["segments"][..., ::-1]
-    return {**example, "image": image, "segments": segments}
+MIRRORED = (("image", 1), ("segments", 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +245,9 @@ def universal_transforms(
   if layers < 1:
     raise UserError(f"data.augment.layers is {layers}; expected 1 at least.")
   size = (int(crop[0]), int(crop[1]))
+  mirror = HorizontalFlip(flip, MIRRORED)
   if kind == "lsj":
-    steps = [Flip(flip), LargeScaleJitter(size, tuple(scale)), Crop(size, one_draw=True)]
+    steps = [mirror, LargeScaleJitter(size, tuple(scale)), Crop(size, one_draw=True)]
   else:
     if short_side < 2:
       raise UserError(f"data.augment.short_side is {short_side}; expected a length in pixels.")
@@ -265,7 +256,7 @@ def universal_transforms(
       ResizeShortestEdge(lengths, 4 * short_side),
       Crop(size),
       *([PhotometricDistortion()] if photometric else []),
-      Flip(flip),
+      mirror,
     ]
   return [*steps, PadTo(size, pad_as_picture), PackSegments(max_segments, layers, keep_empty)]
 

@@ -16,22 +16,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 from safetensors.numpy import save_file
 
 import effseg_jax
 from effseg_jax.cli import Flags, no_arguments
 from effseg_jax.errors import UserError, suggestion
-from effseg_jax.input_pipeline.datasets import DATASETS
+from effseg_jax.input_pipeline.datasets import DATASETS, fixed_classes
 from effseg_jax.input_pipeline.datasets.files import distinct_palette
+from effseg_jax.models.avesformer import AVESFormer
 from effseg_jax.models.mask2former import Mask2Former
+from effseg_jax.tasks.audio_visual import AudioVisualTask
 from effseg_jax.tasks.semantic import SemanticTask
 from effseg_jax.tasks.universal import UniversalTask
 from effseg_jax.weights.bundle import load_bundle, save_bundle
@@ -70,8 +70,11 @@ def to_bundle(
   classes, palette, is_thing = class_table(dataset, num_classes)
   fields = {**(fields or {}), "num_classes": len(classes)}
   model = effseg_jax.create_model(model_name, **fields)
+  task: SemanticTask | UniversalTask | AudioVisualTask
   if isinstance(model, Mask2Former):
     name, task = "universal", UniversalTask(classes, palette, is_thing)
+  elif isinstance(model, AVESFormer):
+    name, task = "audio_visual", AudioVisualTask(classes, palette)
   else:
     name, task = "semantic", SemanticTask(classes, palette)
   variables = effseg_jax.load_weights(model, source)
@@ -104,19 +107,17 @@ def class_table(
     names = tuple(f"class {index}" for index in range(num_classes))
     palette = tuple(map(tuple, distinct_palette(num_classes).tolist()))
     return names, palette, (True,) * num_classes  # then a segment is never merged with another
-  module = importlib.import_module(DATASETS[dataset]) if dataset in DATASETS else None
-  if not hasattr(module, "PALETTE"):
+  fixed = fixed_classes(dataset)
+  if fixed is None:
     named = [_GENERIC, *DATASETS]
     raise UserError(
       f"--dataset={dataset}: no segmentation data set with fixed classes has this name; use"
       f" --dataset={_GENERIC}.{suggestion(dataset, named)}"
     )
-  if num_classes not in (None, len(module.CLASSES)):
-    raise UserError(f"--num_classes={num_classes}, but {dataset} has {len(module.CLASSES)}.")
-  palette = tuple(map(tuple, np.asarray(module.PALETTE).tolist()))
-  table = getattr(module, "CLASS_TABLE", None)
-  things = (False,) * len(palette) if table is None else tuple(map(bool, table.things))
-  return tuple(module.CLASSES), palette, things
+  classes, palette, things = fixed
+  if num_classes not in (None, len(classes)):
+    raise UserError(f"--num_classes={num_classes}, but {dataset} has {len(classes)}.")
+  return classes, tuple(map(tuple, palette.tolist())), tuple(map(bool, things))
 
 
 def to_official(bundle_path: str | Path, output: str | Path) -> int:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Per RGB channel, in uint8 units.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
+from effseg_jax import imagenet
+
+IMAGENET_MEAN, IMAGENET_STD = imagenet.MEAN, imagenet.STD
 
 
 def normalize(

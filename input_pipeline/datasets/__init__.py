@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from effseg_jax.errors import UserError, suggestion
 from effseg_jax.input_pipeline import records
@@ -49,13 +52,8 @@ def open_dataset(name: str, *, root: str | Path | None = None, split: str, **opt
   Raises:
     UserError: for an unknown name, split or option, or a missing folder (with the expected tree).
   """
-  if name not in DATASETS:
-    raise UserError(
-      f"data.name is {name!r}; expected one of {', '.join(DATASETS)}.{suggestion(name, DATASETS)}"
-    )
-  module, _, function = DATASETS[name].partition(":")
-  opener = getattr(importlib.import_module(module), function or "open_split")
-  known = list(inspect.signature(opener).parameters)[2:]
+  opener = find_opener(name)
+  known = list(all_options(name, {}))
   for option in options:
     if option not in known:
       raise UserError(
@@ -67,3 +65,44 @@ def open_dataset(name: str, *, root: str | Path | None = None, split: str, **opt
 
     return open_packed(root, name, split, options)
   return opener(root, split, **options)
+
+
+def find_opener(name: str) -> Callable[..., Any]:
+  """The function that opens a split of a data set.
+
+  Raises:
+    UserError: for an unknown name.
+  """
+  if name not in DATASETS:
+    raise UserError(
+      f"data.name is {name!r}; expected one of {', '.join(DATASETS)}.{suggestion(name, DATASETS)}"
+    )
+  module, _, function = DATASETS[name].partition(":")
+  return getattr(importlib.import_module(module), function or "open_split")
+
+
+def fixed_classes(name: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray] | None:
+  """The classes of a data set that always has the same ones.
+
+  Returns:
+    Names (K), their palette uint8 (K, 3), and bool (K,), which of them are things; None if the
+    classes are in the data set's files, there are no colours, or the name is unknown.
+  """
+  if name not in DATASETS:
+    return None
+  opener = find_opener(name)
+  module = importlib.import_module(opener.__module__)
+  classes, palette = getattr(module, "CLASSES", None), getattr(module, "PALETTE", None)
+  if hasattr(module, "FIXED_CLASSES"):  # a module of several data sets
+    classes, palette = module.FIXED_CLASSES.get(name, (None, None))
+  if classes is None or palette is None:
+    return None
+  table = getattr(module, "CLASS_TABLE", None)
+  things = np.zeros(len(classes), bool) if table is None else np.asarray(table.things, bool)
+  return tuple(classes), np.asarray(palette, np.uint8), things
+
+
+def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """The options of a data set, those that were left out at their defaults."""
+  parameters = list(inspect.signature(find_opener(name)).parameters.values())[2:]
+  return {**{parameter.name: parameter.default for parameter in parameters}, **options}

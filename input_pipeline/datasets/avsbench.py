@@ -41,6 +41,9 @@ _MOST_FRAMES = 10
 # Frames of a clip by its source: v1s and v1m are the clips of S4 and MS3 again.
 _SOURCES = {"v1s": 5, "v1m": 5, "v2": 10}
 
+# Those of `avss` are in its own files.
+FIXED_CLASSES = {name: (clips.SOUNDING, clips.SOUNDING_COLOUR) for name in ("s4", "ms3")}
+
 
 def open_s4(root: str | Path | None, split: str, embeddings: str | None = None) -> clips.ClipFiles:
   """Opens `train`, `val` or `test` of the single-source subset.

@@ -14,7 +14,7 @@ from benchmarks import contenders as benchmark_contenders
 from benchmarks import data as benchmark_data
 from benchmarks import race as benchmark_race
 from benchmarks import report
-from effseg_jax import UserError
+from effseg_jax import UserError, configs
 from effseg_jax.input_pipeline import datasets
 
 # Writes down its turns and answers with made-up times: the protocol without any model.
@@ -174,7 +174,8 @@ def test_the_pipeline_is_timed_beside_decoding(tmp_path):
     cv2.imwrite(str(label), rng.integers(0, 11, (36, 48), np.uint8))
     lines.append(f"{image.name} {label.name}")
   (tmp_path / "train.txt").write_text("\n".join(lines))
-  config = benchmark_data.load_config("configs/afformer/camvid.py:tiny", str(tmp_path))
+  config = configs.load("afformer/camvid:tiny")
+  config.data.root = str(tmp_path)
   results = benchmark_data.measure(config, [1, 2], images=8, rounds=1)
   assert [row["threads"] for row in results["rows"]] == [1, 2]
   for row in results["rows"]:

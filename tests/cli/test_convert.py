@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 
 from effseg_jax import UserError, create_model, load_weights
 from effseg_jax.cli import convert
+from effseg_jax.input_pipeline.datasets import DATASETS
 from effseg_jax.weights.bundle import load_bundle
 from effseg_jax.weights.loading import export_weights, variable_shapes
 from effseg_jax.weights.reader import read_state_dict
@@ -116,3 +117,14 @@ def test_mistakes_are_one_line(official, tmp_path, capsys):
   assert not list(tmp_path.iterdir())
   with pytest.raises(UserError, match="missing"):
     convert.to_official(tmp_path / "none.safetensors", tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_has_a_class_table_or_one_line(name):
+  try:
+    classes, palette, things = convert.class_table(name, None)
+  except UserError as error:
+    assert "no segmentation data set with fixed classes" in str(error)
+    assert name in ("folder", "imagenet", "tfds", "avss") or "synthetic" in name
+  else:
+    assert len(classes) == len(palette) == len(things) > 0

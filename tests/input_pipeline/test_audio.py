@@ -105,18 +105,6 @@ def test_clipped_and_silent_sound():
   np.testing.assert_array_equal(audio.log_mel(np.zeros(15_600, np.int16))[0], audio.silence())
 
 
-@pytest.mark.parametrize("sample_rate", [16_000, 8_000, 44_100])
-def test_a_stream_gives_the_patches_of_the_whole_clip(sample_rate):
-  wave = tones(sample_rate, 4) * np.linspace(0.1, 1, 4 * sample_rate)
-  expected = audio.log_mel(wave, sample_rate)
-  for piece in (sample_rate, 1234):
-    stream = audio.LogMelStream(sample_rate)
-    begins = range(0, len(wave), piece)
-    parts = [stream.feed(wave[i : i + piece], last=i == begins[-1]) for i in begins]
-    np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)
-  assert [len(audio.LogMelStream().feed(np.zeros(n))) for n in (0, 15_599, 15_600)] == [0, 0, 1]
-
-
 def test_fitting_to_the_frames():
   patches = np.arange(3, dtype=np.float32)[:, None, None] + audio.silence()
   for count in (0, 1, 3, 5):
@@ -179,5 +167,3 @@ def test_what_is_no_waveform(wave, message):
 def test_what_is_no_sample_rate(sample_rate):
   with pytest.raises(UserError, match="sample rate"):
     audio.log_mel(np.zeros(100), sample_rate)
-  with pytest.raises(UserError, match="sample rate"):
-    audio.LogMelStream(sample_rate)

@@ -97,10 +97,10 @@ def test_an_unknown_fit_is_refused():
 
 def test_mirroring_keeps_pairs_together():
   example = make_example(1, (4, 6))
-  mirrored = ta.FlipFrames(1.0)(example, np.random.default_rng(0))
+  mirrored = ta.HorizontalFlip(1.0, ta.MIRRORED)(example, np.random.default_rng(0))
   np.testing.assert_array_equal(mirrored["frames"], example["frames"][:, :, ::-1])
   np.testing.assert_array_equal(mirrored["masks"], example["masks"][:, :, ::-1])
-  assert ta.FlipFrames(0.0)(example, np.random.default_rng(0)) is example
+  assert ta.HorizontalFlip(0.0, ta.MIRRORED)(example, np.random.default_rng(0)) is example
 
 
 def test_all_frames_of_a_clip_are_distorted_alike():

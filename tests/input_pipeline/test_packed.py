@@ -14,6 +14,7 @@ from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import packed, pipelines, records
 from effseg_jax.input_pipeline.datasets import open_dataset
 from effseg_jax.input_pipeline.loader import train_batches
+from effseg_jax.metrics.average_precision import AveragePrecision
 
 
 def make_folder(root, count=7):
@@ -230,3 +231,63 @@ def test_what_was_not_packed_is_explained(folder, tmp_path):
   (tmp_path / "manifest.json").write_text("{}")
   with pytest.raises(UserError, match="is no manifest"):
     open_folder(tmp_path)
+
+
+def make_instances(root):
+  """Two pictures in COCO's form; the second one is broken."""
+  (root / "annotations").mkdir(parents=True)
+  (root / "val2017").mkdir()
+  square = [[1, 1, 20, 1, 20, 20, 1, 20]]
+  annotations = [
+    {"id": n, "image_id": n, "category_id": 1, "iscrowd": 0, "area": 7.5, "segmentation": square}
+    for n in (1, 2)
+  ]
+  images = [{"id": n, "file_name": f"{n}.jpg", "height": 40, "width": 50} for n in (1, 2)]
+  for image in images:
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(root / "val2017" / image["file_name"])
+  (root / "val2017" / "2.jpg").write_bytes(b"nothing")
+  text = json.dumps(
+    {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": annotations}
+  )
+  (root / "annotations" / "instances_val2017.json").write_text(text)
+  return root
+
+
+def test_the_official_annotations_stay_beside_the_shards(tmp_path):
+  root, target = make_instances(tmp_path / "files"), tmp_path / "packed"
+  original = open_dataset("coco_instances", root=root, split="val2017")
+  packed.pack(original, target, name="coco_instances", options={}, on_error="skip")
+  found = open_dataset("coco_instances", root=target, split="val2017")
+  assert found.instances_json.read_bytes() == original.instances_json.read_bytes()
+  assert dict(records.verify(target, "val2017"))["instances.json"]
+  # The broken picture is in the annotations and not among the examples: it is not counted.
+  score = AveragePrecision(found.class_ids, found.thing_mask, found.instances_json)
+  truth = found.ground_truth(0)
+  score.update(truth.image_id, truth.masks(), truth.labels, np.ones(1))
+  assert score.result()[0]["AP"] == pytest.approx(1.0)
+  found.instances_json.write_text("{}")
+  assert not dict(records.verify(target, "val2017"))["instances.json"]
+
+
+def test_an_option_left_out_has_its_default(folder, tmp_path):
+  packed.pack(open_folder(folder), tmp_path, name="folder", options={})
+  assert len(open_folder(tmp_path)) == 7
+  with pytest.raises(UserError, match=r"packed with data\.options\.ignore=255; 0 needs"):
+    open_dataset("folder", root=tmp_path, split="train", ignore=0)
+  other = tmp_path / "other"
+  dataset = open_dataset("folder", root=folder, split="train", ignore=0)
+  packed.pack(dataset, other, name="folder", options={"ignore": 0})
+  with pytest.raises(UserError, match=r"packed with data\.options\.ignore=0; 255 needs"):
+    open_dataset("folder", root=other, split="train")
+
+
+def test_an_interrupted_packing_does_not_go_on_with_other_options(folder, tmp_path):
+  def stop(done):
+    if done > 3:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    pack_folder(folder, tmp_path, num_threads=1, on_example=stop)
+  with pytest.raises(UserError, match="begun with other options"):
+    pack_folder(folder, tmp_path, options={"ignore": 0})
+  assert pack_folder(folder, tmp_path)["examples"] == 7

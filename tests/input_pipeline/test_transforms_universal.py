@@ -93,7 +93,7 @@ def test_the_recipes_give_the_batch_its_shapes(size, seed, kind):
 def test_image_and_segments_stay_together(size, crop, seed, one_draw):
   example = make_example(seed, size)
   steps = [
-    transforms.Flip(0.5),
+    transforms.HorizontalFlip(0.5, transforms.MIRRORED),
     transforms.Crop(crop, one_draw),
     transforms.PadTo(crop),
     transforms.PackSegments(6, 1, keep_empty=True),
@@ -116,10 +116,17 @@ def test_padding_is_picture_or_not(as_picture, valid):
 
 def test_the_order_of_the_recipes():
   names = [type(step).__name__ for step in recipe()]
-  assert names == ["Flip", "LargeScaleJitter", "Crop", "PadTo", "PackSegments"]
+  assert names == ["HorizontalFlip", "LargeScaleJitter", "Crop", "PadTo", "PackSegments"]
   names = [type(step).__name__ for step in recipe(kind="shortest_edge")]
   assert names == [
-    *("ResizeShortestEdge", "Crop", "PhotometricDistortion", "Flip", "PadTo", "PackSegments")
+    *(
+      "ResizeShortestEdge",
+      "Crop",
+      "PhotometricDistortion",
+      "HorizontalFlip",
+      "PadTo",
+      "PackSegments",
+    )
   ]
   steps = recipe(kind="shortest_edge", short_side=512, photometric=False)
   assert steps[0].lengths[:3] == (256, 307, 358) and steps[0].lengths[-1] == 1024

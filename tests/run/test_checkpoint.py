@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from effseg_jax.errors import UserError
-from effseg_jax.input_pipeline import loader, transforms
+from effseg_jax.input_pipeline import loader
+from effseg_jax.input_pipeline import transforms_semantic as transforms
 from effseg_jax.run import checkpoint
 from effseg_jax.run.checkpoint import (
   Checkpointer,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.data import load_config
+from effseg_jax import configs
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import pipelines
 from effseg_jax.input_pipeline.datasets.stand_in import stand_in
@@ -150,7 +150,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", sorted(compile_table.ROWS))
 def test_every_experiment_has_a_batch_without_its_data(name, monkeypatch):
   monkeypatch.chdir(ROOT)
-  config = load_config(name, None)
+  config = configs.load(name)
   data = config.data
   dataset = stand_in(data.name, config.task.name, data.options.to_dict())
   short = name.removeprefix("configs/")
