@@ -22,7 +22,8 @@ class Parts:
     transforms: function that returns the training transforms.
     eval_batches: function that returns the evaluation batches.
     evaluator: class, see `effseg_jax.evaluators.Evaluator`.
-    predictor: class, see `effseg_jax.prediction.Predictor`; None where there is nothing to predict.
+    predictor: function (bundle, origin, **options) that returns what `effseg_jax.load` gives; None
+      where there is nothing to predict.
   """
 
   task: str
@@ -38,7 +39,7 @@ TASKS = {
     transforms="effseg_jax.input_pipeline.transforms_semantic:semantic_transforms",
     eval_batches="effseg_jax.input_pipeline.eval_semantic:semantic_eval_batches",
     evaluator="effseg_jax.evaluators.semantic:SemanticEvaluator",
-    predictor="effseg_jax.prediction.semantic:SemanticPredictor",
+    predictor="effseg_jax.prediction.semantic:segmenter",
   ),
   "classification": Parts(
     task="effseg_jax.tasks.classification:ClassificationTask",
@@ -51,14 +52,14 @@ TASKS = {
     transforms="effseg_jax.input_pipeline.transforms_universal:universal_transforms",
     eval_batches="effseg_jax.input_pipeline.eval_universal:universal_eval_batches",
     evaluator="effseg_jax.evaluators.universal:UniversalEvaluator",
-    predictor="effseg_jax.prediction.universal:UniversalPredictor",
+    predictor="effseg_jax.prediction.universal:segmenter",
   ),
   "audio_visual": Parts(
     task="effseg_jax.tasks.audio_visual:AudioVisualTask",
     transforms="effseg_jax.input_pipeline.transforms_audio_visual:audio_visual_transforms",
     eval_batches="effseg_jax.input_pipeline.eval_audio_visual:audio_visual_eval_batches",
     evaluator="effseg_jax.evaluators.audio_visual:AudioVisualEvaluator",
-    predictor="effseg_jax.prediction.audio_visual:AudioVisualPredictor",
+    predictor="effseg_jax.prediction.audio_visual:ClipSegmenter",
   ),
 }
 

@@ -1,4 +1,8 @@
-"""Clips from files, second by second: videos with sound, or frames beside a sound file."""
+"""Clips from files, second by second: videos, or frames beside a sound file.
+
+Frames are upright, have one size, and keep their times; time 0 is where the first of picture and
+sound begins. Seconds without a frame or without sound are read as such.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from effseg_jax.errors import UserError, extra
-from effseg_jax.input_pipeline import audio, codecs
+from effseg_jax.input_pipeline import codecs
 
-with extra("audio"):
-  import av
-
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
+VIDEO_SUFFIXES = (
+  *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"),
+  *(".ts", ".mts", ".m2ts", ".3gp", ".wmv", ".mpg", ".mpeg", ".flv", ".ogv"),
+)
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -28,11 +32,13 @@ class Second:
 
   Attributes:
     frames: uint8 (n, H, W, 3); there may be none.
+    times: float64 (n,), seconds since the beginning of the clip, increasing.
     waveform: float32 (samples,) or (samples, channels), its sound; less than a second where the
       sound of the clip ends.
   """
 
   frames: np.ndarray
+  times: np.ndarray
   waveform: np.ndarray
 
 
@@ -42,10 +48,11 @@ class Clip:
 
   Attributes:
     path: of the video or the folder.
-    rate: frames a second.
-    size: rows and columns.
-    sample_rate: of the sound in Hz.
-    channels: of the sound, 1 or 2.
+    rate: frames a second, on average.
+    size: rows and columns, upright.
+    sample_rate: of the sound in Hz; 0 without sound.
+    channels: of the sound, 1 or 2; 0 without sound.
+    duration: in seconds, as the file states it; 0 if it does not.
   """
 
   path: Path
@@ -53,16 +60,21 @@ class Clip:
   size: tuple[int, int]
   sample_rate: int
   channels: int
+  duration: float = 0.0
 
-  def seconds(self) -> Iterator[Second]:
-    """Reads the clip from its beginning; only about a second of it is in memory.
+  def seconds(self, notes: list[str] | None = None) -> Iterator[Second]:
+    """Reads the clip from its beginning; only a few seconds of it are in memory.
+
+    Args:
+      notes: what is odd about the clip is added here, a line each: that it ends early, above all.
 
     Raises:
-      UserError: if it is broken.
+      UserError: if nothing of it can be read.
     """
+    notes = [] if notes is None else notes
     if self.path.is_dir():
       return _seconds_of_folder(self)
-    return _seconds_of_video(self)
+    return _streams().seconds(self, Second, notes)
 
 
 def is_clip(path: Path) -> bool:
@@ -72,31 +84,28 @@ def is_clip(path: Path) -> bool:
   return path.is_dir() and bool(_frames_in(path)) and len(_with_suffix(path, SOUND_SUFFIXES)) == 1
 
 
-def open_clip(path: str | Path) -> Clip:
-  """Opens a video with sound, or a folder of frames (perhaps in `frames`) and one sound file.
+def open_clip(path: str | Path, *, sound: bool = True) -> Clip:
+  """Opens a video, or a folder of frames (perhaps in `frames`) and one sound file.
 
   In a folder the frames are spread evenly over the sound: five frames and five seconds, as in
-  AVSBench, are one frame a second.
+  AVSBench, are one frame a second, at 0, 1, 2, 3 and 4 s.
+
+  Args:
+    path: of the video or the folder; a video may be a URL.
+    sound: whether it must have sound.
 
   Raises:
-    UserError: for a video that cannot be decoded or has no sound, or a folder without frames or
-      without exactly one sound file.
+    UserError: for a video that cannot be decoded or lacks a needed sound, or a folder without
+      frames or without exactly one sound file.
   """
+  if isinstance(path, str) and re.match(r"\w+://", path):
+    return Clip(path, *_streams().describe(path, sound))
   path = Path(path)
   if path.is_dir():
     return _open_folder(path)
   if not path.is_file():
-    raise UserError(f"{path} is missing; expected a video with sound.")
-  with _container(path) as container:
-    if not container.streams.video:
-      raise UserError(f"{path} has no picture; expected a video with sound.")
-    if not container.streams.audio:
-      raise UserError(f"{path} has no sound; expected a video with sound.")
-    video, sound = container.streams.video[0], container.streams.audio[0]
-    rate = Fraction(video.average_rate or video.base_rate or 25)
-    channels = 2 if sound.codec_context.channels == 2 else 1
-    size = (video.codec_context.height, video.codec_context.width)
-    return Clip(path, rate, size, sound.codec_context.sample_rate, channels)
+    raise UserError(f"{path} is missing; expected a video{' with sound' if sound else ''}.")
+  return Clip(path, *_streams().describe(path, sound))
 
 
 def _open_folder(path: Path) -> Clip:
@@ -108,98 +117,60 @@ def _open_folder(path: Path) -> Clip:
       f"{path} holds {len(sounds)} sound files; expected one beside the frames"
       f" ({', '.join(SOUND_SUFFIXES)})."
     )
-  waveform, sample_rate = audio.read_waveform(sounds[0])
-  duration = len(waveform) / sample_rate
-  rate = max(Fraction(round(len(frames) / duration)), Fraction(1)) if duration else Fraction(1)
-  channels = 2 if waveform.ndim == 2 and waveform.shape[1] == 2 else 1
-  return Clip(path, rate, codecs.image_size(frames[0]), sample_rate, channels)
+  with _sound_file(sounds[0]) as file:
+    samples, sample_rate = file.frames, file.samplerate
+    channels = 2 if file.channels == 2 else 1
+  rate = Fraction(len(frames) * sample_rate, samples) if samples else Fraction(1)
+  duration = samples / sample_rate
+  return Clip(path, rate, codecs.image_size(frames[0]), sample_rate, channels, duration)
 
 
 def _seconds_of_folder(clip: Clip) -> Iterator[Second]:
   paths = _frames_in(clip.path)
-  waveform, sample_rate = audio.read_waveform(_with_suffix(clip.path, SOUND_SUFFIXES)[0])
-  waveform = _mono_or_stereo(waveform)
-  per_second = int(clip.rate)
-  for k in range(-(-len(paths) // per_second)):
-    frames = []
-    for path in paths[k * per_second : (k + 1) * per_second]:
-      frames.append(codecs.read_image(path))
-      if frames[-1].shape[:2] != clip.size:
-        rows, cols = frames[-1].shape[:2]
-        raise UserError(
-          f"{path} is {rows}x{cols} and {paths[0]} is {clip.size[0]}x{clip.size[1]}; expected the"
-          " same size within a clip."
-        )
-    yield Second(np.stack(frames), waveform[k * sample_rate : (k + 1) * sample_rate])
+  times = [Fraction(k) / clip.rate for k in range(len(paths))]
+  with _sound_file(_with_suffix(clip.path, SOUND_SUFFIXES)[0]) as file:
+    # A clip without a sample of sound still has its frames, one a second.
+    for k in range(max(int(times[-1]) + 1, -(-file.frames // file.samplerate))):
+      here = [i for i, time in enumerate(times) if k <= time < k + 1]
+      frames = [_frame(paths[i], clip.size, paths[0]) for i in here]
+      waveform = file.read(clip.sample_rate, dtype="float32")
+      if waveform.ndim == 2 and waveform.shape[1] != 2:
+        waveform = waveform.mean(axis=1)
+      yield Second(
+        np.stack(frames) if frames else np.zeros((0, *clip.size, 3), np.uint8),
+        np.array([float(times[i]) for i in here]),
+        waveform,
+      )
 
 
-def _seconds_of_video(clip: Clip) -> Iterator[Second]:
-  """Demultiplexes until both picture and sound of a second are there."""
-  frames: list[tuple[float, np.ndarray]] = []
-  pieces: list[np.ndarray] = []
-  heard, seen, second = 0, 0.0, 0
-
-  def cut() -> Second:
-    """Takes the second `second` out of what is waiting."""
-    now = [picture for time, picture in frames if time < second + 1]
-    frames[:] = [(time, picture) for time, picture in frames if time >= second + 1]
-    sound = np.concatenate(pieces) if pieces else _no_sound(clip.channels)
-    pieces[:] = [sound[clip.sample_rate :]]
-    empty = np.zeros((0, *clip.size, 3), np.uint8)
-    return Second(np.stack(now) if now else empty, sound[: clip.sample_rate])
-
-  with _container(clip.path) as container:
-    streams = container.streams.video[0], container.streams.audio[0]
-    streams[0].thread_type = "AUTO"
-    try:
-      for packet in container.demux(*streams):
-        for frame in packet.decode():
-          if isinstance(frame, av.VideoFrame):
-            time = float(frame.time or 0.0)
-            seen = max(seen, time)
-            frames.append((time, frame.to_ndarray(format="rgb24")))
-          else:
-            pieces.append(_samples(frame, clip.channels))
-            heard += len(pieces[-1])
-        while seen >= second + 1 and heard >= (second + 1) * clip.sample_rate:
-          yield cut()
-          second += 1
-    except av.FFmpegError as error:
-      raise UserError(f"{clip.path} is broken after {second} s ({error.strerror}).") from None
-  while frames:
-    yield cut()
-    second += 1
+def _frame(path: Path, size: tuple[int, int], first: Path) -> np.ndarray:
+  frame = codecs.read_image(path)
+  if frame.shape[:2] != size:
+    rows, cols = frame.shape[:2]
+    raise UserError(
+      f"{path} is {rows}x{cols} and {first} is {size[0]}x{size[1]}; expected the same size within"
+      " a clip."
+    )
+  return frame
 
 
-def _samples(frame: Any, channels: int) -> np.ndarray:
-  """A decoded piece of sound: float32 (samples,) or (samples, 2)."""
-  values = frame.to_ndarray()
-  if not frame.format.is_planar:
-    values = values.reshape(-1, frame.layout.nb_channels).T
-  if values.dtype.kind == "i":
-    values = values / 2.0 ** (8 * values.dtype.itemsize - 1)
-  elif values.dtype.kind == "u":
-    values = values / 2.0 ** (8 * values.dtype.itemsize - 1) - 1.0
-  values = values.astype(np.float32).T
-  return values if channels == 2 else values.mean(axis=1)
+def _streams() -> Any:
+  """The module that reads videos, which needs PyAV."""
+  with extra("audio"):
+    from effseg_jax.input_pipeline import video_streams
+  return video_streams
 
 
-def _mono_or_stereo(waveform: np.ndarray) -> np.ndarray:
-  if waveform.ndim == 2 and waveform.shape[1] != 2:
-    return waveform.mean(axis=1)
-  return waveform
-
-
-def _no_sound(channels: int) -> np.ndarray:
-  return np.zeros((0, 2) if channels == 2 else 0, np.float32)
-
-
-def _container(path: Path) -> Any:
+def _sound_file(path: Path) -> Any:
+  with extra("audio"):
+    import soundfile
   try:
-    return av.open(str(path))
-  except (av.FFmpegError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise UserError(f"{path} cannot be opened ({reason}); expected a video with sound.") from None
+    return soundfile.SoundFile(path)
+  except (soundfile.LibsndfileError, RuntimeError) as error:
+    reason = str(error).rpartition(": ")[2].rstrip(".")
+    raise UserError(
+      f"{path} cannot be read as sound ({reason}); expected WAV, FLAC, OGG or MP3."
+    ) from None
 
 
 def _frames_in(folder: Path) -> list[Path]:
@@ -216,4 +187,8 @@ def _frames_in(folder: Path) -> list[Path]:
 
 
 def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-  return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+  return sorted(
+    path
+    for path in folder.iterdir()
+    if path.suffix.lower() in suffixes and not codecs.is_hidden(path)
+  )

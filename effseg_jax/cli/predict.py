@@ -4,12 +4,22 @@ What is written depends on what the checkpoint was trained for:
 
 * semantic: `NAME_classes.png`, the class of every pixel as an 8-bit PNG with a palette, and
   `NAME_overlay.png`, the picture tinted by class beside a legend;
-* universal: `NAME_panoptic.png` and `.json`, and `NAME_overlay.png` with names and scores;
-* audio-visual: a clip with what sounds tinted, and its masks.
+* universal: `NAME_panoptic.png` and `.json`, `NAME_instances.json`, `NAME_semantic.png`, as far as
+  the model was trained for it, and `NAME_overlay.png` with names and scores;
+* audio-visual: of a clip with sound, `NAME_sounding.mp4`, what sounds tinted, and `NAME_masks`.
 
-An input that cannot be read is reported and skipped; the exit status is then 1. `--checkpoint` is a
-bundle (`.safetensors`) or the working directory of a run. The network sees a picture at the size
-that the model was evaluated at; `--scale` says otherwise.
+A video given to a semantic or universal model becomes `NAME_overlay.mp4`, with its times and sound;
+with `--masks` also `NAME_masks`. `--input` may be the URL of a stream that PyAV can open.
+
+A folder is read with its subfolders, and the output mirrors them. Hidden files and the results of
+earlier predictions are left out. An input that cannot be read is reported and skipped; the exit
+status is then 1.
+
+`--checkpoint` is a released name, a bundle (`.safetensors`), the working directory of a run, or an
+official file together with `--dataset`. The network sees a picture as it did when the model was
+evaluated (size, windows, scales, mirrored); `--scale` gives another size. Sides that a semantic
+network sees are rounded to multiples of 32, so that similar pictures share a compiled program;
+`--exact_size` does not round, and then the result is that of `effseg eval` to the pixel.
 """
 
 from __future__ import annotations
@@ -17,7 +27,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -25,80 +34,41 @@ from effseg_jax import platform
 from effseg_jax.cli import Flags, no_arguments
 from effseg_jax.errors import UserError
 
-if TYPE_CHECKING:
-  from effseg_jax.prediction import Predictor
-  from effseg_jax.weights.bundle import Bundle
-
-_DEFAULT = Path("checkpoints") / "afformer_tiny_camvid.safetensors"
-
-
-def load(checkpoint: str | Path | None) -> Bundle:
-  """Loads the checkpoint, by default the released one beside this file.
-
-  Raises:
-    UserError: if it is missing or cannot be read.
-  """
-  from effseg_jax.run.checkpoint import load_for_inference
-
-  path = Path(checkpoint or Path(__file__).resolve().parent / _DEFAULT)
-  if not path.exists():
-    hint = "" if checkpoint else " Give --checkpoint=FILE, or the --workdir of a training run."
-    raise UserError(f"{path} does not exist.{hint}")
-  if path.suffix in (".pth", ".pt", ".pkl"):
-    raise UserError(
-      f"{path} does not say which classes it knows; convert it to a bundle (.safetensors) with"
-      " effseg convert."
-    )
-  return load_for_inference(path)
-
-
-def predict(predictor: Predictor, source: str | Path, output: str | Path) -> int:
-  """Predicts every input, and prints a line for each.
-
-  Args:
-    predictor: of the checkpoint.
-    source: a file, or a folder of files.
-    output: folder; made if it is missing.
-
-  Returns:
-    How many inputs could not be read.
-
-  Raises:
-    UserError: if there is nothing to read, or the folder cannot be made.
-  """
-  paths = predictor.inputs(Path(source))
-  folder = Path(output)
-  if folder.exists() and not folder.is_dir():
-    raise UserError(f"--output={output} is a file; expected a folder.")
-  folder.mkdir(parents=True, exist_ok=True)
-  stems = [path.stem for path in paths]
-  failed = 0
-  for path in paths:
-    # a.jpg and a.png must not overwrite each other's results
-    name = path.stem if stems.count(path.stem) == 1 else path.name
-    try:
-      print(f"{path.name}: {predictor(path, folder / name)}", flush=True)
-    except UserError as error:
-      failed += 1
-      print(f"skipped: {error}", file=sys.stderr, flush=True)
-  done = len(paths) - failed
-  print(f"{done} of {len(paths)} written to {folder}" + (f", {failed} skipped" if failed else ""))
-  return failed
+DEFAULT_CHECKPOINT = "afformer_tiny_camvid"
 
 
 def define_flags(values: Flags) -> None:
   """Declares the flags."""
-  flags.DEFINE_string(
+
+  def text(name: str, description: str, default: str | None = None) -> None:
+    flags.DEFINE_string(name, default, description, flag_values=values)
+
+  text(
     "checkpoint",
+    "A released name, a bundle, a run's working directory or an official file.",
+    DEFAULT_CHECKPOINT,
+  )
+  text("input", "A picture, a video, a folder of them, or the URL of a video stream.")
+  text("output", "Folder for what is written.")
+  text("dataset", "Whose classes an official file knows: ade20k, cityscapes, ...")
+  text("model", "Name of the model of an official file, if it is not to be found out.")
+  text("scale", "Size the network sees: 720x540, or a factor: 1.5.")
+  flags.DEFINE_bool(
+    "exact_size", None, "Semantic models: do not round the network's size.", flag_values=values
+  )
+  flags.DEFINE_float(
+    "score_threshold",
     None,
-    f"A bundle or a run's working directory; default: {_DEFAULT.as_posix()}.",
+    "Universal models: the score above which something is a segment; default: as evaluated.",
     flag_values=values,
   )
-  flags.DEFINE_string("input", None, "A picture, a clip, or a folder of them.", flag_values=values)
-  flags.DEFINE_string("output", None, "Folder for what is written.", flag_values=values)
-  flags.DEFINE_string(
-    "scale", None, "Size the network sees: 720x540, or a factor: 1.5.", flag_values=values
+  flags.DEFINE_integer(
+    "batch_size", None, "Pictures that the network sees at once.", flag_values=values
   )
+  flags.DEFINE_integer("every", 1, "Videos: segment each n-th frame.", flag_values=values)
+  flags.DEFINE_float("start", 0.0, "Videos: from this second on.", flag_values=values)
+  flags.DEFINE_float("stop", None, "Videos: until this second.", flag_values=values)
+  flags.DEFINE_bool("masks", False, "Videos: write a PNG for each frame, too.", flag_values=values)
 
 
 def run(values: Flags, arguments: Sequence[str]) -> int | None:
@@ -106,14 +76,36 @@ def run(values: Flags, arguments: Sequence[str]) -> int | None:
   no_arguments(arguments)
   if not values.input or not values.output:
     raise UserError("--input and --output are needed; see effseg predict --help.")
-  if not Path(values.input).exists():  # told before anything slow is loaded
+  # Before anything slow is loaded.
+  if "://" not in values.input and not Path(values.input).exists():
     raise UserError(f"{values.input} does not exist; expected a picture, a clip or a folder.")
   platform.tune_host_malloc()
   platform.use_compilation_cache()
 
-  from effseg_jax.prediction import make_predictor
+  from effseg_jax import prediction
+  from effseg_jax.prediction import files
 
-  options = {name: values[name].value for name in ("scale",) if values[name].value is not None}
-  predictor = make_predictor(load(values.checkpoint), **options)
-  failed = predict(predictor, values.input, values.output)
+  names = ("scale", "exact_size", "score_threshold", "batch_size")
+  segmenter = prediction.load(
+    values.checkpoint,
+    values.dataset,
+    model=values.model,
+    **{name: values[name].value for name in names},
+  )
+  done, failed = files.predict(
+    segmenter,
+    values.input,
+    values.output,
+    report=lambda line: print(line, flush=True),
+    complain=lambda line: print(line, file=sys.stderr, flush=True),
+    video={
+      "every": values.every,
+      "start": values.start,
+      "stop": values.stop,
+      "masks": values.masks,
+      "progress": True,
+    },
+  )
+  skipped = f", {failed} skipped" if failed else ""
+  print(f"{done} of {done + failed} written to {values.output}{skipped}")
   return 1 if failed else 0

@@ -7,7 +7,7 @@ model: normalised images (B, h, w, 3) float32 -> logits (B, ceil(h/8), ceil(w/8)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,18 +58,56 @@ def class_scores(
   Returns:
     float32 (B, Hb, Wb, K).
   """
-  views = [(scale, flip) for scale in inference.scales for flip in _flips(inference)]
-  total = 0.0
-  for scale, flip in views:
+  total, count = 0.0, num_views(inference)
+  for logits in view_logits(forward, images, inference):
+    scores = resize_to_labels(logits, label_size, label_shape)
+    if count == 1:
+      return scores
+    total += jax.nn.softmax(scores) / count
+  return total
+
+
+def num_views(inference: Inference) -> int:
+  """How many times an image is seen: scales, each perhaps mirrored as well."""
+  return len(inference.scales) * len(_flips(inference))
+
+
+def view_logits(forward: Forward, images: jax.Array, inference: Inference) -> Iterator[jax.Array]:
+  """Logits of each view, not mirrored any more, float32 (B, h_view, w_view, K)."""
+  for scale in inference.scales:
     size = tuple(max(32, round(n * scale)) for n in images.shape[1:3])
     view = resize_bilinear(images, size)
-    logits = full_logits(forward, view[:, :, ::-1] if flip else view, inference)
-    logits = logits[:, :, ::-1] if flip else logits
-    scores = resize_to_labels(logits, label_size, label_shape)
-    if len(views) == 1:
-      return scores
-    total += jax.nn.softmax(scores) / len(views)
-  return total
+    for flip in _flips(inference):
+      logits = full_logits(forward, view[:, :, ::-1] if flip else view, inference)
+      yield logits[:, :, ::-1] if flip else logits
+
+
+def tile_classes(
+  views: Sequence[jax.Array],
+  row: jax.Array,
+  label_size: jax.Array,
+  origin: jax.Array,
+  tile: tuple[int, int],
+) -> jax.Array:
+  """`class_map` of one image, a tile at a time: any label size, one program, little memory.
+
+  Args:
+    views: of `view_logits`.
+    row: int32, the image's place in the batch.
+    label_size: int32 (2,), its original rows and columns.
+    origin: int32 (2,), first row and column of the tile.
+    tile: rows and columns; what lies beyond `label_size` means nothing.
+
+  Returns:
+    uint8 (tile rows, tile columns).
+  """
+  total = 0.0
+  for logits in views:
+    scores = jax.lax.dynamic_index_in_dim(logits, row, keepdims=False)
+    for axis in (0, 1):
+      scores = _take_lines(scores, axis, label_size[axis], tile[axis], origin[axis])
+    total = scores if len(views) == 1 else total + jax.nn.softmax(scores) / len(views)
+  return jnp.argmax(total, axis=-1).astype(jnp.uint8)
 
 
 def class_map(
@@ -123,10 +161,12 @@ def _resize_each(logits, label_size, label_shape):
   return jax.vmap(one)(logits, label_size)
 
 
-def _take_lines(x: jax.Array, axis: int, size: jax.Array, length: int) -> jax.Array:
-  """Bilinear resize along one axis to a traced `size`, in an axis of static `length`."""
+def _take_lines(
+  x: jax.Array, axis: int, size: jax.Array, length: int, start: jax.Array | int = 0
+) -> jax.Array:
+  """Bilinear resize along one axis to a traced `size`: `length` lines of it from `start` on."""
   source = x.shape[axis]
-  index = jnp.arange(length, dtype=jnp.float32)
+  index = (start + jnp.arange(length)).astype(jnp.float32)
   position = jnp.clip((index + 0.5) * (source / size) - 0.5, 0.0, source - 1.0)
   lower = jnp.floor(position).astype(jnp.int32)
   upper = jnp.minimum(lower + 1, source - 1)

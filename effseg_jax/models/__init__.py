@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effseg_jax import platform
 from effseg_jax.errors import UserError, suggestion
+
+if TYPE_CHECKING:
+  import flax.linen as nn
 
 # Name -> module with `create(name, **fields)`. One line makes a model known.
 _CATALOGUE = {
@@ -51,8 +54,8 @@ def list_models(pattern: str = "*") -> list[str]:
   return sorted(fnmatch.filter(_CATALOGUE, pattern))
 
 
-def create_model(name: str, **fields: Any) -> Any:
-  """Creates a model (a `flax.linen.Module`) by name.
+def create_model(name: str, **fields: Any) -> nn.Module:
+  """Creates a model by name.
 
   The first model that is created also sets the host's allocator, see `platform.tune_host_malloc`.
 

@@ -19,7 +19,10 @@ _STEP = np.array([0.8191725134, 0.6710436067, 0.5497004779])
 
 
 def segment_colours(
-  labels: Sequence[int], is_thing: Sequence[bool], palette: Sequence[Sequence[int]]
+  labels: Sequence[int],
+  is_thing: Sequence[bool],
+  palette: Sequence[Sequence[int]],
+  numbers: Sequence[int] | None = None,
 ) -> np.ndarray:
   """A colour per segment: its class's, varied from thing to thing of one class.
 
@@ -27,6 +30,7 @@ def segment_colours(
     labels: int (n,), classes.
     is_thing: per class.
     palette: RGB per class.
+    numbers: of each segment within its class, from 0 on; default: in their order.
 
   Returns:
     uint8 (n, 3).
@@ -34,7 +38,7 @@ def segment_colours(
   colours = np.zeros((len(labels), 3))
   seen: dict[int, int] = {}
   for row, label in enumerate(labels):
-    number = seen.get(label, 0)
+    number = seen.get(label, 0) if numbers is None else numbers[row]
     seen[label] = number + 1
     colours[row] = palette[label]
     if is_thing[label] and number:

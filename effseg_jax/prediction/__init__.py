@@ -1,79 +1,92 @@
-"""From files to files: what `predict.py` does for each task. One file per task."""
+"""From pictures and clips to segments: what `effseg_jax.load` and `effseg predict` are made of.
+
+`load` gives an object to call. Results are dataclasses of `prediction.results` and
+`prediction.audio_visual`, one kind for each task; `prediction.files` reads and writes folders.
+"""
 
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+import os
+from typing import TYPE_CHECKING, Any
 
 from effseg_jax import task_table
 from effseg_jax.errors import UserError, suggestion
+from effseg_jax.prediction.card import task_name
+from effseg_jax.prediction.source import list_checkpoints, read_source
 
 if TYPE_CHECKING:
+  from effseg_jax.prediction.audio_visual import ClipSegmenter
+  from effseg_jax.prediction.pictures import PictureSegmenter
   from effseg_jax.weights.bundle import Bundle
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+__all__ = ["list_checkpoints", "load", "make_segmenter"]
 
 
-class Predictor(Protocol):
-  """A model that turns input files into result files."""
+def load(
+  source: str | os.PathLike[str],
+  dataset: str | None = None,
+  *,
+  model: str | None = None,
+  **options: Any,
+) -> PictureSegmenter | ClipSegmenter:
+  """Loads a trained model as something to call.
 
-  def inputs(self, source: Path) -> list[Path]:
-    """The inputs that a path means: itself, or what a folder holds.
+  >>> segment = effseg_jax.load("afformer_tiny_camvid")
+  >>> result = segment("street.jpg")
+  >>> result.class_map.shape, result.shares()
 
-    Raises:
-      UserError: if there are none.
-    """
+  Args:
+    source: the name of a released checkpoint (see `list_checkpoints`); or the path of a bundle
+      (`.safetensors`), of a run's working directory, which stands for its best checkpoint, or of an
+      official file (`.pth`, `.pkl`, ...).
+    dataset: whose classes an official file knows: `"ade20k"`, `"cityscapes"`, ...
+    model: one of `list_models()`, for an official file; without it, the one that fits.
+    **options: `scale`, the size at which the network sees pictures, `"720x540"` or a factor such as
+      1.5, instead of that of the evaluation; `batch_size`, pictures that it sees at once;
+      `exact_size=True` for semantic models: exactly the size of the evaluation, where otherwise
+      sides are rounded to multiples of 32, so that similar sizes share a program;
+      `score_threshold` for universal models, above which a query becomes a segment.
 
-  def __call__(self, path: Path, stem: Path) -> str:
-    """Predicts one input and writes files whose names begin with `stem`.
+  Returns:
+    A `PictureSegmenter`, to be called with a picture (array uint8 (H, W, 3), Pillow image or path)
+    or a list of them, which gives a `SemanticResult` or `UniversalResult` each; for an audio-visual
+    model a `ClipSegmenter`, to be called with the path of a clip.
 
-    Returns:
-      The line to print.
+  Raises:
+    UserError: if nothing can be read there, or an option means nothing to the model.
+  """
+  bundle = read_source(source, dataset=dataset, model=model)
+  return make_segmenter(bundle, origin=str(source), **options)
 
-    Raises:
-      UserError: if the input cannot be read.
-    """
 
-
-def make_predictor(bundle: Bundle, **options: Any) -> Predictor:
-  """Makes the predictor of a bundle's task.
+def make_segmenter(
+  bundle: Bundle, *, origin: str = "the checkpoint", **options: Any
+) -> PictureSegmenter | ClipSegmenter:
+  """`load` for a bundle that is in memory.
 
   Args:
     bundle: model, variables and card.
-    **options: of that task's predictor.
+    origin: how messages call it.
+    **options: see `load`.
 
   Raises:
-    UserError: if the task has no predictor, or does not know an option.
+    UserError: if nothing can be predicted for its task, its card is broken, or an option means
+      nothing to it.
   """
-  name = bundle.card["task"]["name"]
-  predictor = task_table.find(name, "predictor")
-  if predictor is None:
+  name = task_name(bundle.card, origin)
+  make = task_table.find(name, "predictor")
+  if make is None:
     known = [task for task, parts in task_table.TASKS.items() if parts.predictor]
     raise UserError(
-      f"the checkpoint was trained for {name}; prediction needs one for {', '.join(known)}."
+      f"{origin} was trained for {name}; prediction needs one for {', '.join(known)}."
     )
-  known = list(inspect.signature(predictor).parameters)[1:]
+  options = {key: value for key, value in options.items() if value is not None}
+  known = list(inspect.signature(make).parameters)[2:]
   for option in options:
     if option not in known:
       raise UserError(
         f"--{option} means nothing to a checkpoint for {name}, which knows"
         f" {', '.join(f'--{k}' for k in known)}.{suggestion(option, known)}"
       )
-  return predictor(bundle, **options)
-
-
-def pictures_in(source: Path) -> list[Path]:
-  """The picture itself, or the pictures of a folder, by name.
-
-  Raises:
-    UserError: if there are none.
-  """
-  if source.is_file():
-    return [source]
-  if not source.is_dir():
-    raise UserError(f"{source} does not exist; expected a picture or a folder of pictures.")
-  found = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-  if not found:
-    raise UserError(f"{source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
-  return found
+  return make(bundle, origin, **options)

@@ -2,212 +2,357 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import functools
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from effseg_jax.evaluators.universal import mask_inference_options
-from effseg_jax.inference.mask_readout import Segmentations, segment_batch
-from effseg_jax.inference.segments import canvas_for, instance_result, panoptic_result
-from effseg_jax.input_pipeline import codecs
+from effseg_jax.errors import UserError
+from effseg_jax.inference import mask_readout
+from effseg_jax.inference.mask_readout import MaskInference
 from effseg_jax.input_pipeline.eval_universal import ShortestEdgeRule
 from effseg_jax.input_pipeline.transforms_universal import resize_image
-from effseg_jax.metrics.coco_results import encode_mask
-from effseg_jax.pictures import semantic as pictures
-from effseg_jax.pictures import universal as pictures_universal
-from effseg_jax.prediction import pictures_in
-from effseg_jax.prediction.semantic import class_shares, size_rule
-from effseg_jax.tasks.universal import UniversalTask
+from effseg_jax.prediction.card import UniversalSettings, read_settings, read_task
+from effseg_jax.prediction.pictures import PictureSegmenter
+from effseg_jax.prediction.programs import Programs
+from effseg_jax.prediction.results import Segment, UniversalResult
+from effseg_jax.prediction.sizes import UniversalSize, parse_scale
 from effseg_jax.weights.bundle import Bundle
 
-# How COCO's models are used, where a bundle does not say.
-_DEFAULTS = {
-  "short_side": 800,
-  "max_size": 1333,
-  "multiple": 32,
-  "panoptic": True,
-  "instance": True,
-  "semantic": True,
-  "score_threshold": 0.8,
-  "overlap_threshold": 0.8,
-  "detections": 100,
-}
+# Mask logits of a strip take four bytes for each query and pixel: about 1/16 of a gigabyte.
+_MAX_VALUES = 2**24
 
 
-class UniversalPredictor:
-  """Segments pictures of any size; one program is compiled per network and canvas size.
+class UniversalEngine:
+  """The network's side: batches of one shape in, segments in each picture's own size out.
 
-  For each picture, as far as the model was evaluated for it:
-
-  * `STEM_panoptic.png`, segment ids as COCO codes them (R + 256 G + 65536 B, 0 for none), and
-    `STEM_panoptic.json` with class, score and area of each;
-  * `STEM_instances.json`: class, score and run-length coded mask of each;
-  * `STEM_semantic.png`, the class of every pixel as an 8-bit PNG with a palette;
-  * `STEM_overlay.png`: the picture tinted by segment, with names and scores.
+  The network is compiled once for each array size; reading its masks, a strip of rows at a time,
+  once for each of a few widths of pictures.
   """
 
-  def __init__(self, bundle: Bundle, scale: str | None = None):
-    """Puts the weights on the device.
+  options: tuple[str, ...] = ("score_threshold",)
 
-    Args:
-      bundle: of a universal model.
-      scale: the size at which the network sees pictures: `"1333x800"` (they are fitted into that
-        frame, keeping their ratio) or a factor such as `"1.5"`; None: as the model was evaluated.
-    """
-    self.task = universal_task(bundle)
-    settings = {**_DEFAULTS, **(bundle.card.get("inference") or {})}
-    self._inference = mask_inference_options(settings, self.task)
-    self._rule = ShortestEdgeRule(
-      settings["short_side"], settings["max_size"], settings["multiple"]
+  def __init__(self, bundle: Bundle, origin: str, scale: Any, score_threshold: float | None):
+    """Puts the weights on the device; see `make_segmenter`."""
+    self.task = read_task(bundle.card, origin)
+    settings = read_settings(UniversalSettings, bundle.card, origin)
+    if score_threshold is None:
+      score_threshold = settings.score_threshold
+    self._threshold = _checked_threshold(score_threshold)
+    self._inference = MaskInference(
+      self.task.is_thing,
+      panoptic=settings.panoptic,
+      instance=settings.instance,
+      semantic=settings.semantic,
+      overlap_threshold=settings.overlap_threshold,
+      detections=settings.detections,
     )
-    self._size = self._rule.image if scale is None else size_rule(bundle, scale)
+    kinds = ("panoptic", "instance", "semantic")
+    self._kinds = tuple(kind for kind in kinds if getattr(settings, kind))
+    rule = ShortestEdgeRule(settings.short_side, settings.max_size, settings.multiple)
+    self._size = UniversalSize(rule, None if scale is None else parse_scale(scale))
     self._model = bundle.model
     self._variables = jax.device_put(bundle.variables)
-    self._programs: dict[tuple[int, ...], Callable] = {}
+    self.programs = Programs()
 
-  def inputs(self, source: Path) -> list[Path]:
-    """The picture, or the pictures of a folder."""
-    return pictures_in(source)
+  def shape(self, size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, cols) of a picture -> (rows, cols) of the padded array."""
+    return self._size.array(size)
 
-  def __call__(self, path: Path, stem: Path) -> str:
-    """Writes the result files; returns what was found and the time.
-
-    Raises:
-      UserError: if the picture cannot be read.
-    """
-    image = codecs.read_image(path)
-    found, milliseconds = self.segment(image)
+  def prepare(self, image: np.ndarray) -> np.ndarray:
+    """A picture resized and padded right and bottom with 0, uint8 (h, w, 3)."""
     size = image.shape[:2]
-    told, overlay = "", None
-    if self._inference.semantic:
-      class_map = found.semantic[0, : size[0], : size[1]]
-      told, overlay = self._write_semantic(image, class_map, stem)
-    if self._inference.instance:
-      told, overlay = self._write_instances(image, instance_result(found, 0, size), stem)
-    if self._inference.panoptic:
-      result = panoptic_result(found, 0, size, self.task.is_thing)
-      told, overlay = self._write_panoptic(image, result, stem)
-    Image.fromarray(overlay).save(stem.with_name(f"{stem.name}_overlay.png"))
-    return f"{told}  {milliseconds:.0f} ms"
+    rows, cols = self._size.image(size)
+    padded = np.zeros((*self.shape(size), 3), np.uint8)
+    padded[:rows, :cols] = resize_image(image, (rows, cols))
+    return padded
 
-  def segment(self, image: np.ndarray) -> tuple[Segmentations, float]:
-    """Segments a picture.
+  def run(
+    self,
+    images: Sequence[np.ndarray],
+    arrays: Sequence[np.ndarray],
+    batch_size: int,
+    *,
+    score_threshold: float | None = None,
+  ) -> list[UniversalResult]:
+    """Segments pictures of one network shape.
 
     Args:
-      image: uint8 RGB (H, W, 3).
-
-    Returns:
-      Results of a batch of one (host arrays, see `Segmentations`), and the milliseconds they took,
-      compilation not counted.
+      images: uint8 (H, W, 3) each, at most `batch_size`.
+      arrays: what `prepare` made of them.
+      batch_size: of the program.
+      score_threshold: for these pictures, in place of the segmenter's.
     """
-    rows, cols = size = self._size(image.shape[:2])
-    multiple = self._rule.multiple
-    padded = np.zeros(
-      (-(-rows // multiple) * multiple, -(-cols // multiple) * multiple, 3), np.uint8
-    )
-    padded[:rows, :cols] = resize_image(image, size)
+    threshold = self._threshold if score_threshold is None else _checked_threshold(score_threshold)
     batch = {
-      "image": padded[None],
-      "valid_size": np.array([size], np.int32),
-      "label_size": np.array([image.shape[:2]], np.int32),
+      "image": np.zeros((batch_size, *arrays[0].shape), np.uint8),
+      "valid_size": np.full((batch_size, 2), arrays[0].shape[:2], np.int32),
     }
-    program = self._program(batch, canvas_for([image.shape[:2]]))
+    for row, (image, array) in enumerate(zip(images, arrays, strict=True)):
+      batch["image"][row] = array
+      batch["valid_size"][row] = self._size.image(image.shape[:2])
+    key = ("network", batch["image"].shape)
+    program = self.programs.get(key, self._outputs, self._variables, batch)
     begin = time.perf_counter()
-    found = jax.device_get(program(self._variables, batch))
-    return found, 1000 * (time.perf_counter() - begin)
+    outputs = jax.block_until_ready(program(self._variables, batch))
+    network = (time.perf_counter() - begin) / len(images)
+    results = []
+    for row, image in enumerate(images):
+      one = {name: value[row] for name, value in outputs.items()}
+      results.append(self._read(one, batch["valid_size"][row], image, threshold, network))
+    return results
 
-  def _program(self, batch: Mapping[str, np.ndarray], canvas: tuple[int, int]) -> Callable:
-    key = (*batch["image"].shape[1:3], *canvas)
-    if key not in self._programs:
+  def _outputs(self, variables: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    outputs = self._model.apply(variables, *self.task.model_inputs(batch), train=False)
+    logits = outputs["class_logits"].astype(jnp.float32)
+    found = {"probabilities": jax.nn.softmax(logits)}
+    masks = outputs["mask_logits"].astype(jnp.float32)
+    if self._kinds == ("semantic",):
+      scores = functools.partial(mask_readout.network_scores, stride=self._inference.stride)
+      return {**found, "scores": jax.vmap(scores)(found["probabilities"][..., :-1], masks)}
+    return {**found, "mask_logits": masks}
 
-      def run(variables: Any, batch: Mapping[str, jax.Array]) -> Segmentations:
-        outputs = self._model.apply(variables, *self.task.model_inputs(batch), train=False)
-        sizes = batch["valid_size"], batch["label_size"]
-        return segment_batch(outputs, *sizes, canvas, self._inference)
+  def _read(
+    self,
+    outputs: Mapping[str, jax.Array],
+    valid: np.ndarray,
+    image: np.ndarray,
+    threshold: float,
+    network: float,
+  ) -> UniversalResult:
+    """The result of one picture, a strip at a time."""
+    size = image.shape[:2]
+    strips = self._strips(outputs, valid, size, np.float32(threshold))
+    begin = time.perf_counter()
+    maps, sums = self._collect(strips, size)
+    probabilities = outputs["probabilities"]
+    panoptic_map, segments, instances = None, (), ()
+    if "panoptic" in self._kinds:
+      panoptic_map, segments = self._segments(probabilities, sums, maps["owner"], threshold)
+    if "instance" in self._kinds:
+      instances = self._instances(probabilities, sums, maps["masks"], size)
+      if panoptic_map is None:
+        segments = tuple(s for s in instances if s.score > threshold and s.area)
+        panoptic_map = _stacked(segments, size)
+    return UniversalResult(
+      image=image,
+      segments=segments,
+      panoptic_map=panoptic_map,
+      instances=instances,
+      class_map=maps.get("semantic"),
+      classes=self.task.classes,
+      palette=self.task.palette,
+      score_threshold=threshold,
+      best=self._best(np.asarray(probabilities), instances),
+      kinds=self._kinds,
+      milliseconds=1000 * (network + time.perf_counter() - begin),
+    )
 
-      # Compiled ahead of the first call, so that the time reported is that of running.
-      self._programs[key] = jax.jit(run).lower(self._variables, batch).compile()
-    return self._programs[key]
+  def _strips(self, outputs, valid, size, threshold):
+    """A compiled function of a row number, and how many rows it reads."""
+    shape = (outputs["scores"] if "scores" in outputs else outputs["mask_logits"]).shape
+    width = _width_of(size[1])
+    rows = int(np.clip(_MAX_VALUES // (width * len(outputs["probabilities"])), 8, 64))
+    label, first = np.asarray(size, np.int32), np.int32(0)
+    function = functools.partial(_read_rows, lengths=(rows, width), inference=self._inference)
+    arguments = (outputs, valid, label, threshold)
+    program = self.programs.get(("reader", shape, width), function, *arguments, first)
+    return (lambda row: program(*arguments, np.int32(row))), rows
 
-  def _write_semantic(self, image: np.ndarray, class_map: np.ndarray, stem: Path):
-    """Writes the class map; returns the line to print and the overlay."""
-    task = self.task
-    indexed = Image.fromarray(class_map)
-    indexed.putpalette(np.asarray(task.palette, np.uint8).tobytes())
-    indexed.save(stem.with_name(f"{stem.name}_semantic.png"))
-    tinted = pictures.overlay(image, class_map, task.palette)
-    tinted = pictures.with_legend(tinted, class_map, task.classes, task.palette)
-    return class_shares(class_map, task.classes), tinted
+  def _collect(self, strips, size) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Maps in the picture's size, and sums over it."""
+    read, step = strips
+    maps: dict[str, np.ndarray] = {}
+    sums: dict[str, np.ndarray] = {}
+    for top in range(0, size[0], step):
+      new_sums, new_maps = jax.device_get(read(top))
+      rows = min(step, size[0] - top)
+      for name, part in new_maps.items():
+        lines = np.moveaxis(part, 1, 0) if name == "masks" else part
+        if name not in maps:
+          cols = -(-size[1] // 8) if name == "masks" else size[1]
+          shape = (size[0], *lines.shape[1:-1], cols)
+          maps[name] = np.empty(shape, np.int16 if name == "owner" else lines.dtype)
+        maps[name][top : top + rows] = lines[:rows, ..., : maps[name].shape[-1]]
+      for name, part in new_sums.items():
+        sums[name] = sums[name] + part if name in sums else part
+    return maps, sums
 
-  def _write_instances(self, image: np.ndarray, found: Mapping[str, np.ndarray], stem: Path):
-    """Writes the instances; returns the line to print and the overlay of the certain ones."""
-    names = [self.task.classes[label] for label in found["labels"]]
-    entries = [
-      {"class": name, "score": round(float(score), 4), "segmentation": encode_mask(mask)}
-      for name, score, mask in zip(names, found["scores"], found["masks"], strict=True)
-      if mask.any()
-    ]
-    _write_json(stem.with_name(f"{stem.name}_instances.json"), entries)
-    certain = np.flatnonzero(found["scores"] > self._inference.score_threshold)
-    certain = certain[np.argsort(-found["scores"][certain], kind="stable")]
-    segment_map = pictures_universal.stack_masks(found["masks"][certain])
-    texts = [f"{names[i]} {found['scores'][i]:.2f}" for i in certain]
-    overlay = self._overlay(image, segment_map, found["labels"][certain], texts)
-    return _told([names[i] for i in certain]), overlay
+  def _segments(
+    self, probabilities: jax.Array, sums: Mapping[str, np.ndarray], owner: np.ndarray, threshold
+  ) -> tuple[np.ndarray, tuple[Segment, ...]]:
+    """The panoptic map and its segments."""
+    function = functools.partial(_number_segments, inference=self._inference)
+    arguments = (probabilities, dict(sums), np.float32(threshold))
+    program = self.programs.get(("segments", probabilities.shape), function, *arguments)
+    ids, classes, scores = jax.device_get(program(*arguments))
+    panoptic_map = np.append(ids, 0).astype(np.int32)[owner]
+    areas, boxes = _areas_and_boxes(panoptic_map, np.count_nonzero(classes >= 0))
+    numbers = _numbers(classes[: len(areas)])
+    segments = tuple(
+      self._segment(
+        classes[row],
+        scores[row],
+        id=row + 1,
+        number=numbers[row],
+        area=areas[row],
+        box=boxes[row],
+        _source=panoptic_map,
+      )
+      for row in range(len(areas))
+    )
+    return panoptic_map, segments
 
-  def _write_panoptic(self, image: np.ndarray, result: Mapping[str, Any], stem: Path):
-    """Writes the segments; returns the line to print and the overlay."""
-    ids, segments = result["segmentation"], result["segments_info"]
-    coded = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-    Image.fromarray(coded).save(stem.with_name(f"{stem.name}_panoptic.png"))
-    areas = np.bincount(ids.ravel(), minlength=len(segments) + 1)
-    names = [self.task.classes[segment["label_id"]] for segment in segments]
-    entries = [
-      {
-        "id": segment["id"],
-        "class": name,
-        "isthing": int(segment["is_thing"]),
-        "score": round(segment["score"], 4),
-        "area": int(areas[segment["id"]]),
-      }
-      for segment, name in zip(segments, names, strict=True)
-    ]
-    _write_json(stem.with_name(f"{stem.name}_panoptic.json"), entries)
-    texts = [f"{entry['class']} {entry['score']:.2f}" for entry in entries]
-    labels = [segment["label_id"] for segment in segments]
-    return _told(names), self._overlay(image, ids - 1, labels, texts)
+  def _instances(
+    self,
+    probabilities: jax.Array,
+    sums: Mapping[str, np.ndarray],
+    masks: np.ndarray,
+    size: tuple[int, int],
+  ) -> tuple[Segment, ...]:
+    """The instances, the most certain first; masks are (H, Q, W / 8), packed."""
+    function = functools.partial(mask_readout.top_instances, inference=self._inference)
+    names = ("foreground", "confidence")
+    arguments = (probabilities, {name: sums[name] for name in names})
+    program = self.programs.get(("instances", probabilities.shape), function, *arguments)
+    queries, classes, scores = jax.device_get(program(*arguments))
+    order = [i for i in np.argsort(-scores, kind="stable") if classes[i] >= 0]
+    numbers = _numbers(classes[order])
+    return tuple(
+      self._segment(
+        classes[i],
+        scores[i],
+        id=rank + 1,
+        number=numbers[rank],
+        area=int(sums["foreground"][queries[i]]),
+        box=_packed_box(masks[:, queries[i]], size[1]),
+        _source=masks[:, queries[i]],
+        _size=size,
+      )
+      for rank, i in enumerate(order)
+    )
 
-  def _overlay(self, image, segment_map: np.ndarray, labels, texts: list[str]) -> np.ndarray:
-    colours = pictures_universal.segment_colours(labels, self.task.is_thing, self.task.palette)
-    painted = pictures_universal.paint_segments(image, segment_map, colours)
-    return pictures_universal.write_names(painted, segment_map, texts)
+  def _segment(self, label: int, score: float, **about: Any) -> Segment:
+    return Segment(
+      label=int(label),
+      name=self.task.classes[label],
+      is_thing=bool(self.task.is_thing[label]),
+      score=float(score),
+      **about,
+    )
+
+  def _best(
+    self, probabilities: np.ndarray, instances: Sequence[Segment]
+  ) -> tuple[str, float] | None:
+    """Name and score of the most certain query that says that there is something."""
+    if "panoptic" not in self._kinds and instances:
+      return instances[0].name, instances[0].score
+    classes = probabilities.argmax(-1)
+    something = np.flatnonzero(classes < len(self.task.classes))
+    if not len(something):
+      return None
+    query = something[probabilities.max(-1)[something].argmax()]
+    return self.task.classes[classes[query]], float(probabilities[query].max())
 
 
-def universal_task(bundle: Bundle) -> UniversalTask:
-  """The task that a bundle's card describes."""
-  card = bundle.card["task"]
-  known = {field.name for field in dataclasses.fields(UniversalTask)}
-  fields = {key: value for key, value in card.items() if key in known}
-  fields["palette"] = tuple(tuple(colour) for colour in fields["palette"])
-  return UniversalTask(
-    **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+def segmenter(
+  bundle: Bundle,
+  origin: str,
+  scale: Any = None,
+  score_threshold: float | None = None,
+  batch_size: int | None = None,
+) -> PictureSegmenter:
+  """What `effseg_jax.load` gives for this task; the options are explained there."""
+  return PictureSegmenter(UniversalEngine(bundle, origin, scale, score_threshold), batch_size)
+
+
+def _read_rows(outputs, valid, label, threshold, first_row, *, lengths, inference):
+  """Sums and maps of some rows of a picture, see `mask_readout.read_strip`."""
+  if "scores" in outputs:
+    rows = mask_readout.label_strip(outputs["scores"], valid, label, first_row, lengths)
+    return {}, {"semantic": rows.astype(jnp.uint8)}
+  masks = outputs["mask_logits"]
+  matrices = mask_readout.label_matrices(
+    masks, valid, label, lengths=lengths, inference=inference, first_row=first_row
+  )
+  inside = (first_row + jnp.arange(lengths[0]) < label[0])[:, None]
+  inside &= jnp.arange(lengths[1]) < label[1]
+  return mask_readout.read_strip(
+    outputs["probabilities"],
+    masks,
+    matrices,
+    inside,
+    inference=inference,
+    score_threshold=threshold,
   )
 
 
-def _told(names: list[str]) -> str:
-  """`"2 person, sky, ..."`: what was found, in the order of finding."""
-  counts: dict[str, int] = {}
-  for name in names:
-    counts[name] = counts.get(name, 0) + 1
-  return ", ".join(f"{n} {name}" if n > 1 else name for name, n in counts.items()) or "nothing"
+def _number_segments(probabilities, sums, threshold, *, inference):
+  return mask_readout.panoptic_segments(probabilities, sums, inference, threshold)
 
 
-def _write_json(path: Path, entries: list[dict[str, Any]]) -> None:
-  path.write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
+def _numbers(classes: Sequence[int]) -> list[int]:
+  """How many of the same class came before, for each."""
+  seen: dict[int, int] = {}
+  numbers = []
+  for label in map(int, classes):
+    numbers.append(seen.get(label, 0))
+    seen[label] = numbers[-1] + 1
+  return numbers
+
+
+def _width_of(cols: int) -> int:
+  """A width that is not smaller, a multiple of 64: four to each doubling from 256 on."""
+  if cols <= 256:
+    return -(-cols // 64) * 64
+  step = 2 ** ((cols - 1).bit_length() - 3)
+  return -(-cols // step) * step
+
+
+def _areas_and_boxes(
+  panoptic_map: np.ndarray, count: int
+) -> tuple[list[int], list[tuple[int, int, int, int]]]:
+  """Pixels and (left, top, right, bottom) of the segments 1 to `count`."""
+  areas = np.bincount(panoptic_map.ravel(), minlength=count + 1)[1:]
+  boxes = []
+  present = np.zeros((count + 1, panoptic_map.shape[0]), bool)
+  for row, line in enumerate(panoptic_map):
+    present[np.unique(line), row] = True
+  for number in range(1, count + 1):
+    rows = np.flatnonzero(present[number])
+    if not len(rows):
+      boxes.append((0, 0, 0, 0))
+      continue
+    top, bottom = rows[[0, -1]]
+    cols = np.flatnonzero((panoptic_map[top : bottom + 1] == number).any(axis=0))
+    boxes.append((int(cols[0]), int(top), int(cols[-1]) + 1, int(bottom) + 1))
+  return areas.tolist(), boxes
+
+
+def _packed_box(packed: np.ndarray, width: int) -> tuple[int, int, int, int]:
+  """(left, top, right, bottom) of a mask of packed rows; zeros if it is empty."""
+  rows = np.flatnonzero(packed.any(axis=1))
+  if not len(rows):
+    return (0, 0, 0, 0)
+  columns = np.bitwise_or.reduce(packed[rows[0] : rows[-1] + 1], axis=0)
+  cols = np.flatnonzero(np.unpackbits(columns, count=width))
+  return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
+
+
+def _stacked(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
+  """int32 (H, W): the id of the most certain segment at each pixel, or 0."""
+  found = np.zeros(size, np.int32)
+  for segment in reversed(segments):
+    found[segment.mask] = segment.id
+  return found
+
+
+def _checked_threshold(threshold: float) -> float:
+  """Raises `UserError` for what is no score."""
+  if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
+    raise UserError(f"score_threshold is {threshold!r}; expected a number from 0 to below 1.")
+  return float(threshold)

@@ -1,0 +1,80 @@
+"""The card of official weights: which classes they know, by the name of their data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+import numpy as np
+
+from effseg_jax.errors import UserError, suggestion
+from effseg_jax.input_pipeline.datasets import DATASETS
+from effseg_jax.input_pipeline.datasets.files import distinct_palette
+from effseg_jax.models import create_model
+from effseg_jax.models.mask2former import Mask2Former
+from effseg_jax.tasks.semantic import SemanticTask
+from effseg_jax.tasks.universal import UniversalTask
+
+# Classes that have numbers for names.
+GENERIC = "generic"
+
+ClassTable = tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], tuple[bool, ...]]
+
+
+def class_table(dataset: str, num_classes: int | None) -> ClassTable:
+  """Names, colours, and whether each class is a thing (of which there are several).
+
+  Args:
+    dataset: a segmentation data set's name, or `generic`.
+    num_classes: None for the data set's own.
+
+  Raises:
+    UserError: for an unknown data set, or another number of classes than it has.
+  """
+  if dataset == GENERIC:
+    if num_classes is None:
+      raise UserError("--num_classes is needed where no --dataset says it.")
+    names = tuple(f"class {index}" for index in range(num_classes))
+    palette = tuple(map(tuple, distinct_palette(num_classes).tolist()))
+    return names, palette, (True,) * num_classes  # then a segment is never merged with another
+  # A data set is registered as `module` or `module:function`.
+  place = DATASETS.get(dataset)
+  module = None if place is None else importlib.import_module(place.partition(":")[0])
+  if not hasattr(module, "PALETTE"):
+    named = [GENERIC, *DATASETS]
+    raise UserError(
+      f"--dataset={dataset}: no segmentation data set with fixed classes has this name; use"
+      f" --dataset={GENERIC}.{suggestion(dataset, named)}"
+    )
+  if num_classes not in (None, len(module.CLASSES)):
+    raise UserError(f"--num_classes={num_classes}, but {dataset} has {len(module.CLASSES)}.")
+  palette = tuple(map(tuple, np.asarray(module.PALETTE).tolist()))
+  table = getattr(module, "CLASS_TABLE", None)
+  things = (False,) * len(palette) if table is None else tuple(map(bool, table.things))
+  return tuple(module.CLASSES), palette, things
+
+
+def card_of(
+  model_name: str, fields: dict[str, Any], table: ClassTable, dataset: str, file_name: str
+) -> dict[str, Any]:
+  """The card of a bundle of official weights.
+
+  Args:
+    model_name: one of `effseg_jax.list_models()`.
+    fields: of the model.
+    table: see `class_table`.
+    dataset: that the model was trained on, or `generic`.
+    file_name: of the official file.
+  """
+  classes, palette, is_thing = table
+  if isinstance(create_model(model_name, **fields), Mask2Former):
+    name, task = "universal", UniversalTask(classes, palette, is_thing)
+  else:
+    name, task = "semantic", SemanticTask(classes, palette)
+  return {
+    "model": {"name": model_name, "fields": fields},
+    "task": {"name": name, **dataclasses.asdict(task)},
+    "trained_on": "unknown" if dataset == GENERIC else dataset,
+    "converted_from": file_name,
+  }
