@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators import EvaluationResult, spread
@@ -39,11 +42,12 @@ class SemanticEvaluator:
     Raises:
       UserError: for an unknown mode.
     """
-    self._model, self._task = model, task
+    self._model, self._task, self._dataset = model, task, dataset
     self._inference = inference_options(options)
     self._drawn = spread(options.get("pictures", 0), len(dataset))
     self._matrix = ConfusionMatrix(task.num_classes)
     self._samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    self._predictions: dict[int, tuple[tuple[int, ...], bytes]] = {}
 
   def step(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Segments a batch at the labels' size.
@@ -62,8 +66,13 @@ class SemanticEvaluator:
     return counts, prediction.astype(jnp.uint8)
 
   def update(self, batch: Mapping[str, np.ndarray], totals: Any, examples: Any) -> None:
-    """Adds the counts; keeps what will be drawn."""
+    """Adds the counts; keeps what will be drawn, and compressed what may be written."""
     self._matrix.update(totals)
+    for row in np.flatnonzero(batch["weight"] > 0):
+      rows, cols = batch["label_size"][row]
+      found = np.ascontiguousarray(examples[row, :rows, :cols])
+      packed = zlib.compress(found.tobytes(), 1)
+      self._predictions[int(batch["index"][row])] = (found.shape, packed)
     for row in np.flatnonzero(np.isin(batch["index"], list(self._drawn))):
       rows, cols = batch["label_size"][row]
       window = np.s_[row, :rows, :cols]
@@ -78,7 +87,35 @@ class SemanticEvaluator:
     if len(classes) <= _MAX_DRAWN_CLASSES:
       drawn["confusion"] = pictures.confusion_picture(self._matrix.counts, classes)
     matrix = self._matrix
-    return EvaluationResult(matrix.summary(), matrix.table(classes), matrix.to_json(classes), drawn)
+    return EvaluationResult(
+      matrix.summary(),
+      matrix.table(classes),
+      matrix.to_json(classes),
+      drawn,
+      self._write_predictions,
+    )
+
+  def _write_predictions(self, folder: Path) -> None:
+    """Writes class ids as 8-bit PNGs with a palette, `NAME_classes.png` as prediction does."""
+    palette = np.asarray(self._task.palette, np.uint8)[:256].tobytes()
+    for index, name in _names(self._dataset, self._predictions).items():
+      shape, packed = self._predictions[index]
+      picture = Image.fromarray(np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape))
+      picture.putpalette(palette)
+      path = folder / f"{name}_classes.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      picture.save(path)
+
+
+def _names(dataset: Any, indices: Iterable[int]) -> dict[int, str]:
+  """A name for each example's files: its place below the data set's folder, or its own name."""
+  if hasattr(dataset, "prediction_name"):
+    return {index: dataset.prediction_name(index) for index in indices}
+  names = {index: str(dataset[index].get("name", index)) for index in indices}
+  counts: dict[str, int] = {}
+  for name in names.values():
+    counts[name] = counts.get(name, 0) + 1
+  return {i: name if counts[name] == 1 else f"{name}_{i:06d}" for i, name in names.items()}
 
 
 def inference_options(options: Mapping[str, Any]) -> Inference:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,15 @@ class SegmentationFiles:
   def image_size(self, index: int) -> tuple[int, int]:
     """Rows and columns of an image, from its header."""
     return codecs.image_size(self.pairs[index][0])
+
+  def prediction_name(self, index: int) -> str:
+    """How a prediction is called: the image's path below the images' folder, without suffix."""
+    path = self.pairs[index][0]
+    return path.relative_to(self._image_folder).with_suffix("").as_posix()
+
+  @functools.cached_property
+  def _image_folder(self) -> Path:
+    return Path(os.path.commonpath([image.parent for image, _ in self.pairs]))
 
 
 def check_labels(label: np.ndarray, num_classes: int, path: Path) -> None:
