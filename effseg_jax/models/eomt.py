@@ -232,7 +232,8 @@ class EoMT(nn.Module):
     if train and mask_probs is None:
       mask_probs = jnp.ones((self.query_blocks,), jnp.float32)
     if mask_probs is not None:
-      masked = self._draw(mask_probs, batch)
+      draws = (self.query_blocks, batch, self.num_queries)
+      masked = draw_masked(self.make_rng("mask"), mask_probs, draws)
     predictions = []
     for index in range(first, self.depth):
       blocked = None
@@ -246,13 +247,22 @@ class EoMT(nn.Module):
       tokens = backbone.apply_block(index, tokens, train, None, blocked)
     return {**predict(tokens)[0], "aux": predictions}
 
-  def _draw(self, mask_probs: jax.Array, batch: int) -> jax.Array:
-    """Which queries are masked in each block, bool (L2, B, Q)."""
-    shape = (self.query_blocks, batch, self.num_queries)
-    probs = jnp.asarray(mask_probs, jnp.float32)
-    if probs.ndim == 1:
-      probs = probs[:, None, None]
-    return jax.random.uniform(self.make_rng("mask"), shape) < jnp.broadcast_to(probs, shape)
+
+def draw_masked(rng: jax.Array, probs: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+  """Which queries are masked in each block (mask annealing, section 3.3 of the paper).
+
+  Args:
+    rng: key of the draws, one for each query.
+    probs: float (L2,) or (L2, B, Q); 0 and 1 are certain.
+    shape: (L2, B, Q).
+
+  Returns:
+    bool (L2, B, Q).
+  """
+  probs = jnp.asarray(probs, jnp.float32)
+  if probs.ndim == 1:
+    probs = probs[:, None, None]
+  return jax.random.uniform(rng, shape) < jnp.broadcast_to(probs, shape)
 
 
 def outside_mask(embedding: jax.Array, features: jax.Array) -> jax.Array:
