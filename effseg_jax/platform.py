@@ -16,7 +16,7 @@ from effseg_jax.errors import UserError
 MALLOC_VARIABLE = "EFFSEG_MALLOC"
 
 # glibc's mallopt() parameter numbers.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # Address space of the heap for which huge pages are requested; memory is used once it is written.
 _HUGE_HEAP = 4 << 30
@@ -28,7 +28,9 @@ def tune_host_malloc() -> bool:
 
   XLA on the CPU allocates outputs and temporaries anew in every call. With the default settings
   each large block is an mmap whose pages fault again on every step, which costs up to 20x on
-  memory-bound operations. The heap never shrinks afterwards. Where Linux gives huge pages on
+  memory-bound operations. All threads share one heap: in an arena of its own, glibc maps what
+  exceeds 64 MB whatever the settings say, and it depends on the thread whether a process is slow.
+  The heap never shrinks afterwards. Where Linux gives huge pages on
   request only (`madvise`), the next 4 GiB of the heap request them: one fault then fills 2 MB.
 
   `create_model`, `load_weights` and the commands call it; later calls do nothing. The environment
@@ -51,7 +53,12 @@ def tune_host_malloc() -> bool:
   except OSError:  # musl
     return False
   # A threshold of -1 turns trimming off.
-  settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 64 << 20))
+  settings = (
+    (_M_ARENA_MAX, 1),
+    (_M_MMAP_MAX, 0),
+    (_M_TRIM_THRESHOLD, -1),
+    (_M_TOP_PAD, 64 << 20),
+  )
   kept = all(libc.mallopt(parameter, value) == 1 for parameter, value in settings)
   if kept and choice == "huge" and huge_pages() == "madvise":
     _request_huge_pages(libc)

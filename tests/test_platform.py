@@ -10,11 +10,16 @@ from effseg_jax import platform
 
 # Whether the middle of a large block lies in the heap, and whether it requests huge pages there.
 _LOOK = """
-import re, sys
+import re, threading
 import numpy as np
 from effseg_jax import platform
 {first_use}
-block = np.ones(64 << 20, np.uint8).__array_interface__["data"][0] + (32 << 20)
+blocks = []
+make = lambda: blocks.append(np.ones(96 << 20, np.uint8).__array_interface__["data"][0])
+thread = threading.Thread(target=make)  # whose arena could be one of its own
+thread.start()
+thread.join()
+block = blocks[0] + (48 << 20)
 areas, heap = [], False
 for line in open("/proc/self/smaps"):
   if re.match("[0-9a-f]+-", line):
