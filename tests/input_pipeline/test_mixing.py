@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from effseg_jax.errors import UserError
-from effseg_jax.input_pipeline import mixing, transforms_semantic as transforms
+from effseg_jax.input_pipeline import mixing
+from effseg_jax.input_pipeline import transforms_semantic as transforms
 from effseg_jax.input_pipeline.datasets.base import IGNORE_LABEL
 from effseg_jax.input_pipeline.loader import train_batches
 

@@ -208,9 +208,9 @@ def test_what_is_no_picture_ends_in_one_line(segment, wrong, message):
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (31, 33), (700, 2)])
 def test_small_and_thin_pictures(segment, size):
   assert segment(picture(*size)).class_map.shape == size
-  assert make_segmenter(make_bundle(multiple=1), exact_size=True)(
-    picture(*size)
-  ).class_map.shape == size
+  assert (
+    make_segmenter(make_bundle(multiple=1), exact_size=True)(picture(*size)).class_map.shape == size
+  )
 
 
 def test_a_result_says_what_it_holds(segment, tmp_path):
