@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +71,9 @@ def read_source(
 
   path = find(source)
   if path.is_dir():
-    # The run's part of the library is loaded for runs alone.
-    return importlib.import_module("effseg_jax.run.checkpoint").load_for_inference(path)
+    from effseg_jax.run.saved_model import load_for_inference
+
+    return load_for_inference(path)
   if is_bundle(path):
     return load_bundle(path)
   if dataset is None:

@@ -5,8 +5,8 @@ import copy
 import pytest
 
 from effseg_jax.errors import UserError
+from effseg_jax.json_fields import fits
 from effseg_jax.prediction import make_segmenter
-from effseg_jax.prediction.card import fits
 from effseg_jax.weights.bundle import Bundle, load_bundle, save_bundle
 
 SEMANTIC = {
