@@ -119,6 +119,14 @@ def _read_official(path: Path, dataset: str, model_name: str | None) -> Bundle:
 
 
 def _alike_first(stem: str) -> list[str]:
-  """All models, those whose name is most like a file's first."""
-  likeness = lambda name: difflib.SequenceMatcher(None, name, stem.lower()).ratio()  # noqa: E731
-  return sorted(list_models(), key=likeness, reverse=True)
+  """All models, those whose name is in a file's first, then those whose name is most like it.
+
+  Variants that compute the same weights in another way come last.
+  """
+  stem = stem.lower().replace("-", "_")
+
+  def order(name: str) -> tuple[int, bool, float]:
+    likeness = difflib.SequenceMatcher(None, name, stem).ratio()
+    return -len(name) * (name in stem), name.endswith("_fft"), -likeness
+
+  return sorted(list_models(), key=order)

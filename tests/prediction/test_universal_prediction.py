@@ -176,7 +176,7 @@ def test_the_threshold_is_the_calls_or_the_models_or_the_cards(picture):
   assert names(_segmenter(certain, {"score_threshold": 0.95})(picture)) == []
   assert names(_segmenter(certain, score_threshold=0.5)(picture)) == ["sky", "person"]
   for wrong in (1.0, -0.1, "high"):
-    with pytest.raises(UserError, match="score_threshold is .*; expected a number from 0"):
+    with pytest.raises(UserError, match=r"score_threshold is .*; expected a number from 0"):
       segment(picture, score_threshold=wrong)
 
 
