@@ -13,7 +13,7 @@ of a run, or an official file together with `dataset=`. What a call returns depe
 
 * semantic: `SemanticResult` with `class_map`, `classes`, `shares()`, `overlay()`, `save(stem)`;
 * universal: `UniversalResult` with `segments` (id, label, name, score, mask, box), `panoptic_map`,
-  `instances` and `class_map`, as the model was trained; `segment(photo, score_threshold=0.3)`;
+  `instances` and `class_map`, what the model was trained for; a call takes `score_threshold=0.3`;
 * audio-visual: `ClipResult`; `segment("clip.mp4")` for the whole clip, and
   `segment.stream("clip.mp4")` for one `SoundingSecond` after the other.
 

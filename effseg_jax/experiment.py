@@ -28,7 +28,8 @@ from effseg_jax.evaluators import make_evaluator
 from effseg_jax.input_pipeline import datasets, loader, pipelines
 from effseg_jax.input_pipeline.mixture import Mixture
 from effseg_jax.run import processes
-from effseg_jax.run.checkpoint import RunDescription, load_for_inference
+from effseg_jax.run.checkpoint import RunDescription
+from effseg_jax.run.saved_model import load_for_inference
 from effseg_jax.tasks import Task, make_task
 from effseg_jax.training import evaluation, schedules, sharding, trees
 from effseg_jax.training import optimizer as optimizer_lib

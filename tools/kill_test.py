@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from effseg_jax.errors import UserError, friendly_exit
-from effseg_jax.run.checkpoint import read_state
+from effseg_jax.run.saved_model import read_state
 
 ROOT = Path(__file__).resolve().parents[1]
 

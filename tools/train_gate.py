@@ -39,7 +39,7 @@ from effseg_jax.inference.segments import panoptic_result, segment_on_host
 from effseg_jax.input_pipeline import pipelines
 from effseg_jax.metrics.panoptic import PanopticQuality
 from effseg_jax.models.eco import FIRST_EXIT, EcoPixelDecoder, best_exits, gate_loss
-from effseg_jax.run.checkpoint import load_for_inference
+from effseg_jax.run.saved_model import load_for_inference
 from effseg_jax.tasks.universal import UniversalTask
 from effseg_jax.training import trees
 from effseg_jax.weights.bundle import Bundle, save_bundle

@@ -112,7 +112,7 @@ def load(
   """
   import effseg_jax
   from effseg_jax import experiment
-  from effseg_jax.run.checkpoint import load_for_inference
+  from effseg_jax.run.saved_model import load_for_inference
 
   if Path(checkpoint).suffix in _OFFICIAL_SUFFIXES:
     model = experiment.make_model(config.model, task.num_classes)

@@ -47,7 +47,7 @@ def export(
   Raises:
     UserError: if there is no such checkpoint, or a file cannot be read.
   """
-  from effseg_jax.run.checkpoint import load_for_inference
+  from effseg_jax.run.saved_model import load_for_inference
   from effseg_jax.weights.bundle import save_bundle
 
   output = Path(output)

@@ -30,7 +30,7 @@ from effseg_jax.errors import UserError, extra
 from effseg_jax.input_pipeline import datasets
 from effseg_jax.models.avesformer import AVESFormer
 from effseg_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD
-from effseg_jax.run.checkpoint import load_for_inference
+from effseg_jax.run.saved_model import load_for_inference
 
 _INK = "#333333"
 _NAMES = {"audio": "the sound's token alone", "prompts": "prompt query generator"}

@@ -15,10 +15,13 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import audio, clip_reader
+from effseg_jax.input_pipeline.transforms_audio_visual import resize_each
 from effseg_jax.pictures.semantic import tint
+from effseg_jax.prediction import tiles
 from effseg_jax.prediction.card import AudioVisualSettings, read_settings, read_task
 from effseg_jax.prediction.clip_writer import ClipWriter
 from effseg_jax.prediction.hearing import SECONDS_OF_TRAINING, Ear
@@ -218,14 +221,13 @@ class ClipSegmenter:
     for begin in range(0, len(frames), chunk):
       part = frames[begin : begin + chunk]
       small = np.zeros((1, chunk, *self._size, 3), np.uint8)
-      for k, frame in enumerate(part):
-        small[0, k] = cv2.resize(frame, self._size[::-1], interpolation=cv2.INTER_LINEAR)
-      found = np.asarray(program(self._variables, small, log_mel))[0, : len(part)]
-      masks += [self._enlarge(answer, part.shape[1:3]) for answer in found]
+      small[0, : len(part)] = resize_each(part, self._size, Image.Resampling.BILINEAR)
+      logits = program(self._variables, small, log_mel)[0]
+      masks += self._masks(logits, len(part), part.shape[1:3])
     return np.stack(masks) if masks else np.zeros(frames.shape[:3], np.uint8)
 
   def program(self, chunk: int) -> Callable[..., Any]:
-    """Frames and log-mel patches -> logits of what sounds, or class ids."""
+    """Frames and log-mel patches -> logits, float32 (1, chunk, h, w, K)."""
 
     def run(variables, frames, log_mel):
       batch = {
@@ -233,8 +235,7 @@ class ClipSegmenter:
         "log_mel": log_mel,
         "valid_frames": jnp.ones(frames.shape[:2], jnp.float32),
       }
-      logits = self._model.apply(variables, *self.task.model_inputs(batch), train=False)
-      return jnp.argmax(logits, -1).astype(jnp.uint8) if self.task.semantic else logits[..., 0]
+      return self._model.apply(variables, *self.task.model_inputs(batch), train=False)
 
     shapes = (
       jax.ShapeDtypeStruct((1, chunk, *self._size, 3), jnp.uint8),
@@ -283,12 +284,15 @@ class ClipSegmenter:
     for second, masks in self._read(clip, notes):
       yield dataclasses.replace(second, frames=second.frames[:0]), masks
 
-  def _enlarge(self, answer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The network's answer at the frame's size: logits bilinear, ids nearest."""
+  def _masks(self, logits: jax.Array, count: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """The logits (T, h, w, K) of some frames, read at the frames' size."""
     if self.task.semantic:
-      return cv2.resize(answer, size[::-1], interpolation=cv2.INTER_NEAREST)
-    logits = cv2.resize(answer, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return (logits > 0).astype(np.uint8)
+      return [tiles.class_map(self.programs, (logits,), row, size)[0] for row in range(count)]
+    enlarged = (
+      cv2.resize(answer, size[::-1], interpolation=cv2.INTER_LINEAR)
+      for answer in np.asarray(logits[:count, ..., 0], np.float32)
+    )
+    return [(answer > 0).astype(np.uint8) for answer in enlarged]
 
 
 def save_clip(clip: clip_reader.Clip, seconds: Iterator[SoundingSecond], stem: Path) -> list[Path]:

@@ -6,14 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import clip_reader, codecs
-from effseg_jax.prediction.audio_visual import ClipSegmenter
 from effseg_jax.prediction.inputs import files_in
 from effseg_jax.prediction.pictures import PictureSegmenter
 from effseg_jax.prediction.video import VideoOptions, is_url, is_video, name_of_url, save_video
+
+if TYPE_CHECKING:
+  from effseg_jax.prediction.audio_visual import ClipSegmenter
 
 Line = Callable[[str], None]
 
@@ -76,7 +78,7 @@ def _inputs(
   if isinstance(source, str) and is_url(source):
     return [source], Path()
   source = Path(source)
-  if isinstance(segmenter, ClipSegmenter):
+  if not isinstance(segmenter, PictureSegmenter):
     suffixes = ", ".join(clip_reader.VIDEO_SUFFIXES)
     expected = f"a clip: a video ({suffixes}), or frames with one sound file in a folder"
     paths, results = files_in(source, clip_reader.is_clip, expected)
@@ -108,7 +110,7 @@ def _segment(
   segmenter: PictureSegmenter | ClipSegmenter, work: Sequence[tuple[Any, Path]], options: Any
 ) -> Iterator[tuple[str, str | UserError]]:
   """Each input's name, and the line about it or what is wrong with it."""
-  if isinstance(segmenter, ClipSegmenter):
+  if not isinstance(segmenter, PictureSegmenter):
     for path, stem in work:
       yield _name(path), _tried(lambda: segmenter.save_to(path, stem))  # noqa: B023
     return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effseg_jax.inference.semantic import tile_classes, view_logits
+from effseg_jax.inference.semantic import view_logits
 from effseg_jax.input_pipeline.eval_batches import SizeRule
+from effseg_jax.prediction import tiles
 from effseg_jax.prediction.card import SemanticSettings, read_settings, read_task
 from effseg_jax.prediction.pictures import PictureSegmenter
 from effseg_jax.prediction.programs import Programs
 from effseg_jax.prediction.results import SemanticResult
 from effseg_jax.prediction.sizes import SemanticSize, parse_scale
 from effseg_jax.weights.bundle import Bundle
-
-# Rows and columns of what is read at once, for pictures up to the first width and for wider ones.
-_TILES = ((128, 512), (128, 1024))
-
-# Scores of a tile take four bytes for each class and pixel: an eighth of a gigabyte at most.
-_MAX_SCORES = 2**25
 
 
 class SemanticEngine:
@@ -76,7 +70,7 @@ class SemanticEngine:
     network = time.perf_counter() - begin
     results, task = [], self.task
     for row, image in enumerate(images):
-      class_map, reading = self._read(views, row, image.shape[:2])
+      class_map, reading = tiles.class_map(self.programs, views, row, image.shape[:2])
       milliseconds = 1000 * (network / len(images) + reading)
       results.append(SemanticResult(image, class_map, task.classes, task.palette, milliseconds))
     return results
@@ -87,26 +81,6 @@ class SemanticEngine:
     (inputs,) = self.task.model_inputs({"image": images, "valid_size": valid})
     forward = lambda x: self._model.apply(variables, x, train=False)  # noqa: E731
     return tuple(view_logits(forward, inputs, self._inference))
-
-  def _read(
-    self, views: tuple[jax.Array, ...], row: int, size: tuple[int, int]
-  ) -> tuple[np.ndarray, float]:
-    """The class map of a picture, uint8 (H, W), and the seconds that reading it took."""
-    tile_rows, tile_cols = _TILES[size[1] > _TILES[0][1]]
-    tile_rows = max(1, min(tile_rows, _MAX_SCORES // (tile_cols * self.task.num_classes)))
-    tile = tile_rows, tile_cols
-    place = np.int32(row), np.asarray(size, np.int32), np.zeros(2, np.int32)
-    key = ("reader", tile, *(view.shape for view in views))
-    read = self.programs.get(key, functools.partial(tile_classes, tile=tile), views, *place)
-    begin = time.perf_counter()
-    found = np.empty(size, np.uint8)
-    for top in range(0, size[0], tile_rows):
-      for left in range(0, size[1], tile_cols):
-        window = np.s_[top : top + tile_rows, left : left + tile_cols]
-        rows, cols = found[window].shape
-        origin = np.array((top, left), np.int32)
-        found[window] = np.asarray(read(views, *place[:2], origin))[:rows, :cols]
-    return found, time.perf_counter() - begin
 
 
 def segmenter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 from effseg_jax.errors import UserError
@@ -83,15 +84,16 @@ class SemanticSize:
       frame, fitted = self.scale.frame or (0, 0), self.scale(size)
     if self.exact or self.rule.multiple % _STEP == 0:
       return SizeRule((0, 0), self.rule.multiple)(fitted)
-    kept = {fitted.index(max(fitted)): max(frame), 1 - fitted.index(max(fitted)): min(frame)}
-    rows, cols = (
-      side if side == kept[axis] else self._rounded(side) for axis, side in enumerate(fitted)
-    )
+    long = fitted.index(max(fitted))
+    sides = {long: max(frame), 1 - long: min(frame)}
+    rows, cols = (self._rounded(side, sides[axis]) for axis, side in enumerate(fitted))
     return rows, cols
 
-  def _rounded(self, side: int) -> int:
-    step = _STEP * self.rule.multiple if _STEP % self.rule.multiple else _STEP
-    return max(round(side / step), 1) * step
+  def _rounded(self, side: int, full: int) -> int:
+    """The nearest multiple of the step, or the frame's own side if that is nearer."""
+    step = math.lcm(_STEP, self.rule.multiple)
+    multiple = max(round(side / step), 1) * step
+    return full if full and abs(full - side) <= abs(multiple - side) else multiple
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +71,9 @@ def read_source(
 
   path = find(source)
   if path.is_dir():
-    # The run's part of the library is loaded for runs alone.
-    return importlib.import_module("effseg_jax.run.checkpoint").load_for_inference(path)
+    from effseg_jax.run.saved_model import load_for_inference
+
+    return load_for_inference(path)
   if is_bundle(path):
     return load_bundle(path)
   if dataset is None:
@@ -119,6 +119,14 @@ def _read_official(path: Path, dataset: str, model_name: str | None) -> Bundle:
 
 
 def _alike_first(stem: str) -> list[str]:
-  """All models, those whose name is most like a file's first."""
-  likeness = lambda name: difflib.SequenceMatcher(None, name, stem.lower()).ratio()  # noqa: E731
-  return sorted(list_models(), key=likeness, reverse=True)
+  """All models, those whose name is in a file's first, then those whose name is most like it.
+
+  Variants that compute the same weights in another way come last.
+  """
+  stem = stem.lower().replace("-", "_")
+
+  def order(name: str) -> tuple[int, bool, float]:
+    likeness = difflib.SequenceMatcher(None, name, stem).ratio()
+    return -len(name) * (name in stem), name.endswith("_fft"), -likeness
+
+  return sorted(list_models(), key=order)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 from effseg_jax.input_pipeline import clip_reader
-from effseg_jax.prediction.clip_writer import ClipWriter
+from effseg_jax.pictures import semantic as pictures
 from effseg_jax.prediction.pictures import PictureSegmenter
 from effseg_jax.prediction.results import UniversalResult
 from effseg_jax.prediction.tracking import Tracker
@@ -177,6 +177,8 @@ def save_video(segmenter: PictureSegmenter, path: Any, stem: str | Path, **optio
   Raises:
     UserError: if the video cannot be read, or nothing of it was wanted; then nothing is written.
   """
+  from effseg_jax.prediction.clip_writer import ClipWriter  # needs PyAV
+
   settings, stem = VideoOptions(**options), Path(stem)
   reading = VideoReading(segmenter, path, settings)
   clip, begin = reading.clip, time.perf_counter()
@@ -213,12 +215,15 @@ def save_video(segmenter: PictureSegmenter, path: Any, stem: str | Path, **optio
 
 
 def _write(
-  writer: ClipWriter, frame: FrameResult, sound: list[np.ndarray], masks: Path | None, number: int
+  writer: Any, frame: FrameResult, sound: list[np.ndarray], masks: Path | None, number: int
 ) -> None:
   """Draws and encodes a frame, in a thread of its own."""
   result = frame.result
   universal = isinstance(result, UniversalResult) and result.panoptic_map is not None
-  overlay = result.overlay() if universal else result.overlay(**_WITHOUT_LEGEND[type(result)])
+  if universal:
+    overlay = result.overlay()
+  else:  # a legend's width depends on the classes
+    overlay = pictures.overlay(result.image, result.class_map, result.palette)
   writer.add(overlay[None], _joined(sound), [frame.time])
   if masks is None:
     return
@@ -229,11 +234,6 @@ def _write(
     save_indexed(result.class_map, result.palette, path)
 
 
-_WITHOUT_LEGEND = collections.defaultdict(
-  lambda: {"legend": False}, {UniversalResult: {"names": False}}
-)
-
-
 def _joined(pieces: Iterable[np.ndarray]) -> np.ndarray | None:
   """Sound in one piece; None if there is none."""
   pieces = [piece for piece in pieces if len(piece)]
@@ -242,7 +242,8 @@ def _joined(pieces: Iterable[np.ndarray]) -> np.ndarray | None:
 
 def _bar(clip: clip_reader.Clip, options: VideoOptions) -> Any:
   """A progress bar with frames a second and the time left."""
-  from tqdm import tqdm
+  with extra("train"):
+    from tqdm import tqdm
 
   length = max(min(options.stop or clip.duration, clip.duration) - options.start, 0.0)
   total = round(length * float(clip.rate) / options.every) or None

@@ -21,20 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-import effseg_jax
 from effseg_jax.errors import UserError
 from effseg_jax.run import processes, seal
+from effseg_jax.run.saved_model import CHECKPOINTS, steps_in
 from effseg_jax.run.workdir import storage_errors
 from effseg_jax.training import state as state_lib
 from effseg_jax.training.state import TrainState, Variables
-from effseg_jax.weights.bundle import Bundle, load_bundle
 
-_FOLDER = "checkpoints"
 _BROKEN = "broken_checkpoints"
 _ITEMS = ("state", "config", "card", "run")
 
@@ -73,7 +70,7 @@ class Checkpointer:
       UserError: if there are checkpoints and all of them are damaged, or the folder cannot be made.
     """
     self._run, self._keep, self._metric = run, keep, metric
-    self._folder = (Path(workdir) / _FOLDER).absolute()
+    self._folder = (Path(workdir) / CHECKPOINTS).absolute()
     self._primary = jax.process_index() == 0
     _ignore_closed_event_loops()
     found = None
@@ -223,12 +220,12 @@ class Checkpointer:
   def _seal(self) -> None:
     """Seals what is finished; the others are not there yet."""
     if self._primary:
-      for folder in _steps(self._folder).values():
+      for folder in steps_in(self._folder).values():
         if not seal.is_sealed(folder):
           seal.seal(folder)
 
   def _set_damaged_aside(self) -> None:
-    steps = _steps(self._folder)
+    steps = steps_in(self._folder)
     sound, damaged = False, []
     for step in sorted(steps, reverse=True):
       # Of those before the one to go on from, only the metrics are read.
@@ -260,36 +257,6 @@ class Checkpointer:
       f"{self._folder}: no checkpoint can be read (damaged: {', '.join(map(str, damaged))}). They"
       f" are in {self._folder.parent / _BROKEN}; start again to begin from step 0."
     )
-
-
-def load_for_inference(path: str | Path) -> Bundle:
-  """Loads a model to evaluate or to predict with.
-
-  Args:
-    path: a bundle file, a run's working directory (its best checkpoint by the evaluation metric,
-      the latest if it has none), or the folder of one step.
-
-  Returns:
-    The model, its variables (the averaged ones, where the run kept an average; float32 on the
-    host) and its card.
-
-  Raises:
-    UserError: if there is nothing there that can be loaded.
-  """
-  path = Path(path)
-  if path.is_file():
-    return load_bundle(path)
-  step_folder = _step_folder(path)
-  try:
-    card = json.loads((step_folder / "card" / "metadata").read_text())
-    state = read_state(step_folder / "state")
-  except Exception as error:  # whatever the library meets in a damaged file
-    raise UserError(
-      f"{step_folder} cannot be read ({str(error).splitlines()[0]}); choose another step's folder."
-    ) from error
-  variables = state["average"] or {"params": state["params"], **state["model_state"]}
-  model = effseg_jax.create_model(card["model"]["name"], **card["model"]["fields"])
-  return Bundle(model, variables, card)
 
 
 def initialise_from(state: TrainState, variables: Variables, source: str) -> TrainState:
@@ -334,47 +301,6 @@ def _ignore_closed_event_loops() -> None:
       before(unraisable)
 
   sys.unraisablehook = hook
-
-
-def _step_folder(path: Path) -> Path:
-  """The folder of the step that a path means."""
-  if (path / "state").is_dir():
-    return path
-  folder = path / _FOLDER if (path / _FOLDER).is_dir() else path
-  steps = {step: child for step, child in _steps(folder).items() if (child / "state").is_dir()}
-  if not steps:
-    raise UserError(
-      f"{path} holds no checkpoint; expected a bundle file (.safetensors, .npz) or the --workdir of"
-      " a training run."
-    )
-  metric = _best_by(steps[max(steps)])
-  return steps[max(steps, key=lambda step: (_score(steps[step], metric), step))]
-
-
-def _steps(folder: Path) -> dict[int, Path]:
-  """The finished checkpoints by their step."""
-  children = folder.iterdir() if folder.is_dir() else ()
-  return {int(child.name): child for child in children if child.name.isdigit()}
-
-
-def _best_by(step_folder: Path) -> str:
-  """The metric by which a run chose its best when this step was saved."""
-  return json.loads((step_folder / "config" / "metadata").read_text())["eval"]["best_by"]
-
-
-def _score(step_folder: Path, metric: str) -> float:
-  """A metric that is stored with a step; minus infinity where it has none."""
-  path = step_folder / "metrics" / "metrics"
-  metrics = json.loads(path.read_text()) if path.is_file() else {}
-  return metrics.get(metric, -math.inf)
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-  """Reads a saved state as nested dictionaries of host arrays."""
-  checkpointer = ocp.PyTreeCheckpointer()
-  tree = checkpointer.metadata(folder).item_metadata.tree
-  args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-  return checkpointer.restore(folder, restore_args=args)
 
 
 def _state_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

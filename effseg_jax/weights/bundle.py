@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-import effseg_jax
+from effseg_jax import json_fields
 from effseg_jax.errors import UserError
+from effseg_jax.models import create_model
+from effseg_jax.weights import load_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +93,32 @@ def load_bundle(path: str | Path) -> Bundle:
     UserError: if the file is no bundle, is damaged, or does not fit the model it names.
   """
   _, card = read_bundle(path)
-  model = effseg_jax.create_model(card["model"]["name"], **card["model"]["fields"])
-  return Bundle(model, effseg_jax.load_weights(model, path), card)
+  model = model_of(card, str(path))
+  return Bundle(model, load_weights(model, path), card)
+
+
+def model_of(card: Mapping[str, Any], origin: str) -> nn.Module:
+  """The model that a card describes.
+
+  Args:
+    card: with `model`.
+    origin: how messages call the checkpoint.
+
+  Raises:
+    UserError: for an unknown model or field, or a value of another type.
+  """
+  name, fields = card["model"]["name"], card["model"]["fields"]
+  try:
+    model = create_model(name, **fields)
+  except (TypeError, ValueError) as error:  # the latter is what a UserError is, too
+    raise UserError(f"{origin}: the card's model cannot be made: {error}") from None
+  hints = typing.get_type_hints(type(model))
+  for field, value in fields.items():
+    if field in hints:
+      json_fields.check(
+        json_fields.as_tuples(value), hints[field], f"{origin}: the card's model.fields.{field}"
+      )
+  return model
 
 
 def _parse_card(text: str, path: Path) -> dict[str, Any]:

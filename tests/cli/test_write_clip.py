@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from command import call
 
-from effseg_jax.prediction import make_predictor
-from effseg_jax.run.checkpoint import load_for_inference
+from effseg_jax.prediction import make_segmenter
+from effseg_jax.run.saved_model import load_for_inference
 
 CHECKPOINT = (
   Path(__file__).resolve().parents[2] / "checkpoints" / "avesformer_synthetic.safetensors"
@@ -18,7 +18,7 @@ CHECKPOINT = (
 def test_a_clip_is_written_and_segmented(tmp_path):
   path = tmp_path / "clip.mp4"
   call("write_clip", f"--output={path}", "--seconds=2", "--side=64")
-  line = make_predictor(load_for_inference(CHECKPOINT))(path, tmp_path / "found")
+  line = make_segmenter(load_for_inference(CHECKPOINT)).save_to(path, tmp_path / "found")
   assert line.startswith("16 frames")
   assert "something sounds in 100%" in line
   assert (tmp_path / "found_sounding.mp4").stat().st_size > 0

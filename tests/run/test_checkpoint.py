@@ -17,8 +17,8 @@ from effseg_jax.run.checkpoint import (
   Checkpointer,
   RunDescription,
   initialise_from,
-  load_for_inference,
 )
+from effseg_jax.run.saved_model import load_for_inference
 from effseg_jax.tasks.semantic import SemanticTask
 from effseg_jax.training import sharding
 from effseg_jax.training.state import init_state
