@@ -17,6 +17,7 @@ import numpy as np
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import codecs, datasets, records
 from effseg_jax.input_pipeline.datasets import base, panoptic
+from effseg_jax.input_pipeline.datasets.mask_runs import MaskRuns
 
 _INSTANCES = "instances.json"
 
@@ -152,7 +153,7 @@ class PackedSegments(panoptic.UniversalDataset):
   def __getitem__(self, index: int) -> base.Example:
     """See `panoptic.UniversalDataset`; the record is read once."""
     record = self._records[index]
-    return panoptic.make_example(self._image(record), panoptic.GroundTruth(**record["truth"]))
+    return panoptic.make_example(self._image(record), _truth(record))
 
   def image(self, index: int) -> np.ndarray:
     """See `panoptic.UniversalDataset`."""
@@ -165,7 +166,7 @@ class PackedSegments(panoptic.UniversalDataset):
 
   def ground_truth(self, index: int) -> panoptic.GroundTruth:
     """See `panoptic.UniversalDataset`."""
-    return panoptic.GroundTruth(**self._records[index]["truth"])
+    return _truth(self._records[index])
 
   def _image(self, record: records.Record) -> np.ndarray:
     return codecs.decode_image(record["image"], f"{self._root}: {record['truth']['name']}")
@@ -212,6 +213,14 @@ class PackedClips:
     return Path(str(self._records.index["paths"][index][frame]))
 
 
+def _truth(record: records.Record) -> panoptic.GroundTruth:
+  fields = record["truth"]
+  if isinstance(fields["segments"], dict):
+    stored = fields["segments"]
+    fields = {**fields, "segments": MaskRuns.of(stored["runs"], tuple(stored["of"]))}
+  return panoptic.GroundTruth(**fields)
+
+
 def _kind(dataset: Any) -> str:
   if isinstance(dataset, panoptic.UniversalDataset):
     return "segments"
@@ -231,9 +240,11 @@ def _encode_segments(
   with codecs.recording() as files:
     image = dataset.image(index)
   truth = dataset.ground_truth(index)
-  if image.shape[:2] != truth.segments.shape[1:]:
+  if image.shape[:2] != truth.size:
     dataset[index]  # says what is wrong with it
   fields = {field.name: getattr(truth, field.name) for field in dataclasses.fields(truth)}
+  if isinstance(truth.segments, MaskRuns):
+    fields["segments"] = {"runs": list(truth.segments.counts), "of": list(truth.segments.size)}
   return {"image": _file_of(image, files), "truth": fields}, {"size": image.shape[:2]}
 
 

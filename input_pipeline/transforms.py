@@ -82,7 +82,7 @@ class PhotometricDistortion:
 
 
 def keep_ratio_size(size: Sequence[int], frame: Sequence[int]) -> tuple[int, int]:
-  """The largest size of the same ratio inside a (long, short) frame, rounded half up.
+  """The largest size of the same ratio inside a (long, short) frame, rounded half up, 1 at least.
 
   Args:
     size: rows and columns.
@@ -92,7 +92,7 @@ def keep_ratio_size(size: Sequence[int], frame: Sequence[int]) -> tuple[int, int
     rows and columns.
   """
   factor = min(max(frame) / max(size), min(frame) / min(size))
-  return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
+  return max(int(size[0] * factor + 0.5), 1), max(int(size[1] * factor + 0.5), 1)
 
 
 def linear_table(factor: float, offset: float) -> np.ndarray:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from effseg_jax.errors import UserError, suggestion
 from effseg_jax.input_pipeline.datasets.base import Example
+from effseg_jax.input_pipeline.datasets.mask_runs import MaskRuns
 from effseg_jax.input_pipeline.datasets.panoptic import NO_SEGMENT, stack_layers
 from effseg_jax.input_pipeline.transforms import (
   HorizontalFlip,
@@ -125,9 +126,11 @@ class PadTo:
     image = cv2.copyMakeBorder(
       example["image"], 0, below, 0, right, cv2.BORDER_CONSTANT, value=(_PAD_VALUE,) * 3
     )
-    segments = np.pad(
-      example["segments"], ((0, 0), (0, below), (0, right)), constant_values=NO_SEGMENT
-    )
+    segments = example["segments"]
+    if isinstance(segments, MaskRuns):
+      return {**example, "image": image, "segments": segments.padded(self.size)}
+    padding = ((0, 0), (0, below), (0, right))
+    segments = np.pad(segments, padding, constant_values=NO_SEGMENT)
     return {**example, "image": image, "segments": segments}
 
 
@@ -159,6 +162,9 @@ class PackSegments:
     del rng
     labels, segments = example["labels"], example["segments"]
     dropped = example.get("dropped_segments", 0)
+    if isinstance(segments, MaskRuns):
+      segments, labels, unseen = self._draw(segments, labels)
+      dropped += unseen
     areas = _histogram(segments)[: len(labels)]
     by_area = np.argsort(-areas, kind="stable")
     wanted = by_area if self.keep_empty else by_area[areas[by_area] > 0]
@@ -176,6 +182,27 @@ class PackSegments:
       "labels": packed,
       "dropped_segments": np.int32(dropped + len(wanted) - len(kept)),
     }
+
+  def _draw(self, runs: MaskRuns, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Draws masks that are run lengths at the size that they have become, as L layers.
+
+    Returns:
+      uint8 (L, H, W), the labels of the masks in it, and how many found no room.
+    """
+    packed = [np.packbits(mask) for mask in runs.masks()]
+    count = runs.extent[0] * runs.extent[1]
+    areas = np.array([int(np.unpackbits(bits, count=count).sum()) for bits in packed], np.int64)
+    order = np.argsort(-areas, kind="stable")
+    masks = (np.unpackbits(packed[row], count=count).reshape(runs.extent) > 0 for row in order)
+    layers = stack_layers(masks, runs.extent, self.layers)
+    placed = np.zeros(len(order) + 1, bool)
+    placed[layers] = True
+    keep = placed[:-1] | ((areas[order] == 0) & self.keep_empty)
+    unseen = int(((areas[order] > 0) & ~keep).sum())
+    kept = np.flatnonzero(keep)[:NO_SEGMENT]
+    places = np.full(len(order) + 1, NO_SEGMENT, np.uint8)
+    places[kept] = np.arange(len(kept))
+    return places[layers], labels[order[kept]], unseen
 
   def _fit_layers(
     self, segments: np.ndarray, areas: np.ndarray, kept: np.ndarray
@@ -277,7 +304,7 @@ def shortest_edge_size(size: Sequence[int], short_side: int, max_size: int) -> t
   if long_length > max_size:
     shrink = max_size / long_length
     short_length, long_length = short_length * shrink, long_length * shrink
-  resized = {short: int(short_length + 0.5), long: int(long_length + 0.5)}
+  resized = {short: max(int(short_length + 0.5), 1), long: max(int(long_length + 0.5), 1)}
   return resized[size[0]], resized[size[1]]
 
 
@@ -285,6 +312,9 @@ def resize(example: Example, size: tuple[int, int]) -> Example:
   """Resizes image (bilinear, averaging when it shrinks) and segments (nearest) to (rows, cols)."""
   if example["image"].shape[:2] == size:
     return example
+  if isinstance(example["segments"], MaskRuns):
+    image = resize_image(example["image"], size)
+    return {**example, "image": image, "segments": example["segments"].resized(size)}
   segments = [
     np.asarray(Image.fromarray(layer).resize(size[::-1], Image.Resampling.NEAREST))
     for layer in example["segments"]

@@ -103,7 +103,7 @@ def _beside_its_label(example: dict[str, Any], palette: np.ndarray) -> Image.Ima
 def _beside_its_segments(example: dict[str, Any], dataset: Any) -> Image.Image:
   """The image, and the image tinted by segment; of overlapping ones the first layer is seen."""
   rows, cols = example["valid_size"]
-  image, layers = example["image"][:rows, :cols], example["segments"][:, :rows, :cols]
+  image, layers = example["image"][:rows, :cols], np.asarray(example["segments"])[:, :rows, :cols]
   labels = example["labels"][example["labels"] >= 0]
   top = np.full(layers.shape[1:], -1, np.int16)
   for layer in layers:

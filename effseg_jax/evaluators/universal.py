@@ -137,7 +137,7 @@ class UniversalEvaluator:
     if self._inference.instance:
       instances = instance_result(found, row, size)
       if self._own_truth:
-        self._precision.add_truth(truth.image_id, truth.masks(), truth.labels, truth.crowd)
+        self._precision.add_truth(truth.image_id, truth.each_mask(), truth.labels, truth.crowd)
       self._precision.update(
         truth.image_id, instances["masks"], instances["labels"], instances["scores"]
       )
@@ -148,7 +148,7 @@ class UniversalEvaluator:
 
   def _check_layers(self, truth: Any) -> None:
     """Raises `UserError` where segments overlap and a result is asked for that cannot have it."""
-    if len(truth.segments) > 1 and (self._inference.panoptic or self._inference.semantic):
+    if (self._inference.panoptic or self._inference.semantic) and truth.overlaps():
       raise UserError(
         f"{self._dataset.name}: segments of {truth.name} overlap, so it has instances and no"
         " panoptic or semantic truth. Set eval.panoptic=False and eval.semantic=False."
@@ -172,7 +172,7 @@ class UniversalEvaluator:
     paint = lambda m, kinds: pictures_universal.paint_segments(  # noqa: E731
       image, m, pictures_universal.segment_colours(kinds, task.is_thing, task.palette)
     )
-    truth_map = truth.segments.max(axis=0)
+    truth_map = truth.flat_map()
     self._rows.append([image, paint(segment_map, labels), paint(truth_map, truth.labels)])
 
   def _merged_precision(self) -> AveragePrecision:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from effseg_jax.errors import UserError, extra
+from effseg_jax.input_pipeline.datasets import coco_json
 from effseg_jax.metrics.coco_results import ImageId, detections, encode_mask
 
 # Names of the first six numbers that COCO's evaluation gives; -1 there means: no such object.
@@ -36,13 +37,15 @@ class AveragePrecision:
     Args:
       class_ids: int (K,), the data set's category id of each class.
       things: bool (K,); detections of the other classes are not counted.
-      truth: the official instances json; None: the truth comes with `add_truth`.
+      truth: the official instances json, which is read by the rules of training (see
+        `coco_json.AnnotationRules`); None: the truth comes with `add_truth`.
     """
     self._ids = [int(value) for value in class_ids]
     self._things = np.asarray(things, bool)
     self._truth_path = None if truth is None else Path(truth)
     self._truth: list[dict[str, Any]] = []
     self._images: list[ImageId] = []
+    self._sizes: dict[ImageId, tuple[int, int] | None] = {}
     self.entries: list[dict[str, Any]] = []
 
   def update(
@@ -57,6 +60,8 @@ class AveragePrecision:
       scores: float (n,).
     """
     self._images.append(image_id)
+    shape = np.shape(masks)  # without a detection it may not tell the image's size
+    self._sizes[image_id] = (int(shape[1]), int(shape[2])) if len(shape) == 3 else None
     chosen = np.flatnonzero(self._things[np.asarray(labels, np.int64)])
     categories = [self._ids[labels[row]] for row in chosen]
     self.entries += detections(
@@ -64,13 +69,17 @@ class AveragePrecision:
     )
 
   def add_truth(
-    self, image_id: ImageId, masks: np.ndarray, labels: Sequence[int], crowd: Sequence[bool]
+    self,
+    image_id: ImageId,
+    masks: Iterable[np.ndarray],
+    labels: Sequence[int],
+    crowd: Sequence[bool],
   ) -> None:
     """Adds the truth of an image, where there is no official json.
 
     Args:
       image_id: as in the data set.
-      masks: bool (n, H, W).
+      masks: n of bool (H, W).
       labels: int (n,), classes; stuff is passed over.
       crowd: bool (n,); detections inside a crowd are no mistakes.
     """
@@ -86,20 +95,17 @@ class AveragePrecision:
           }
         )
 
-  def merge(self, other: AveragePrecision) -> None:
-    """Adds what another one collected."""
-    self._images += other._images
-    self._truth += other._truth
-    self.entries += other.entries
-
   def to_bytes(self) -> bytes:
     """All that was collected, to be sent to another process; see `merge_bytes`."""
-    return json.dumps([self._images, self._truth, self.entries]).encode()
+    sizes = [self._sizes[image_id] for image_id in self._images]
+    return json.dumps([self._images, sizes, self._truth, self.entries]).encode()
 
   def merge_bytes(self, collected: bytes) -> None:
     """Adds what another process collected."""
-    images, truth, entries = json.loads(collected)
+    images, sizes, truth, entries = json.loads(collected)
     self._images += images
+    for image_id, size in zip(images, sizes, strict=True):
+      self._sizes[image_id] = None if size is None else tuple(size)
     self._truth += truth
     self.entries += entries
 
@@ -147,26 +153,25 @@ class AveragePrecision:
     return evaluation
 
   def _read_truth(self, coco: Any) -> Any:
+    annotations: list[dict[str, Any]]
     if self._truth_path is not None:
-      try:
-        truth = coco(str(self._truth_path))
-      except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise UserError(f"{self._truth_path} is no instances json ({error}).") from None
-      missing = [image for image in self._images if image not in truth.imgs]
+      annotations, listed = coco_json.read_truth(self._truth_path, self._sizes)
+      missing = [image for image in self._images if image not in listed]
       if missing:
         raise UserError(
           f"{self._truth_path} lacks {len(missing)} of {len(self._images)} evaluated images; the"
           f" first has the id {missing[0]}."
         )
-      return truth
+    else:
+      # Ids begin at 1: the evaluation takes 0 for "no match".
+      annotations = [{**entry, "id": number} for number, entry in enumerate(self._truth, 1)]
     truth = coco()
     truth.dataset = {
       "info": {},
       # Sizes are asked for and not used: run lengths have theirs.
       "images": [{"id": image, "height": 0, "width": 0} for image in sorted(set(self._images))],
       "categories": [{"id": self._ids[row]} for row in np.flatnonzero(self._things)],
-      # Ids begin at 1: the evaluation takes 0 for "no match".
-      "annotations": [{**entry, "id": number} for number, entry in enumerate(self._truth, 1)],
+      "annotations": annotations,
     }
     truth.createIndex()
     return truth

@@ -58,10 +58,6 @@ class PanopticQuality:
       prediction, labels, truth, truth_labels, len(self.things), crowd=crowd, areas=areas
     )
 
-  def merge(self, other: PanopticQuality) -> None:
-    """Adds another accumulator's counts."""
-    self.counts += other.counts
-
   def quality(self) -> np.ndarray:
     """PQ, SQ and RQ per class, float64 (K, 3), 0 to 1; NaN for classes that never occur."""
     iou = self.counts[:, 0] / _IOU_UNIT

@@ -98,10 +98,6 @@ class ConfusionMatrix:
     """Adds counts of any integer type, (K, K)."""
     self.counts += np.asarray(counts).astype(np.int64)
 
-  def merge(self, other: ConfusionMatrix) -> None:
-    """Adds another accumulator's counts."""
-    self.counts += other.counts
-
   def iou(self) -> np.ndarray:
     """Intersection over union, float64 (K,); NaN for absent classes."""
     return self._ratio(self._labels() + self._predictions() - np.diag(self.counts))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from effseg_jax.errors import UserError, extra
+from effseg_jax.errors import extra, warn_once
 from effseg_jax.input_pipeline import codecs
 from effseg_jax.input_pipeline.datasets import base, coco_json, files, panoptic
 from effseg_jax.input_pipeline.datasets.coco_panoptic import CLASS_TABLE as PANOPTIC_TABLE
 from effseg_jax.input_pipeline.datasets.coco_panoptic import known_splits
+from effseg_jax.input_pipeline.datasets.mask_runs import MaskRuns
 
 TREE = """  annotations/instances_{train2017,val2017}.json
   {train2017,val2017}/*.jpg
-(train2017.zip, val2017.zip and annotations_trainval2017.zip, unpacked into one folder)"""
+(train2017.zip, val2017.zip and annotations_trainval2017.zip, unpacked into one folder), or
+  {train,valid}/_annotations.coco.json    beside the pictures, as Roboflow exports it"""
 
 _THINGS = np.flatnonzero(PANOPTIC_TABLE.things)
 CLASS_TABLE = panoptic.ClassTable(
@@ -27,6 +28,9 @@ CLASS_TABLE = panoptic.ClassTable(
 )
 CLASSES, PALETTE = CLASS_TABLE.names, CLASS_TABLE.palette
 _SPLITS = ("train2017", "val2017")
+_BESIDE = "_annotations.coco.json"
+# Masks of an image stay run lengths where they would take more than this, one byte a pixel.
+_MOST_PIXELS = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,80 +70,70 @@ class InstanceFiles(panoptic.UniversalDataset):
     return codecs.read_image(self.image_folder / self._file_name(index))
 
   def image_size(self, index: int) -> tuple[int, int]:
-    """As the json tells it."""
-    rows, cols = self.records.sizes[self.images[index]]
-    return int(rows), int(cols)
+    """As the json tells it; from the file's header where it does not."""
+    rows, cols = (int(side) for side in self.records.sizes[self.images[index]])
+    if not rows:
+      return codecs.image_size(self.image_folder / self._file_name(index))
+    return rows, cols
 
   def ground_truth(self, index: int) -> panoptic.GroundTruth:
     """See `panoptic.UniversalDataset`; the largest segments lie in the first layer.
 
     Raises:
-      UserError: for a segmentation that is neither polygons nor run lengths.
+      UserError: for run lengths of another size than the image.
     """
+    with extra("coco"):
+      from pycocotools import mask as coco_mask
+
     row = self.images[index]
     window = slice(*self.records.offsets[row : row + 2])
     annotations = coco_json.read_annotations(
       self.json_path, self.records.begins[window], self.records.lengths[window]
     )
     size = self.image_size(index)
-    masks = np.zeros((len(annotations), *size), bool)
-    for mask, annotation in zip(masks, annotations, strict=True):
-      mask[:] = self._draw(annotation, size)
-    areas = masks.sum(axis=(1, 2))
+    rules = coco_json.AnnotationRules(self.json_path)
+    drawn = [rules.draw(annotation, size) for annotation in annotations]
+    kept = np.array([place for place, found in enumerate(drawn) if found is not None], np.int64)
+    found = [drawn[place] for place in kept]
+    areas = np.array(coco_mask.area(found) if found else [], np.int64)
     order = np.argsort(-areas, kind="stable")
+    masks = MaskRuns.of([_bytes(found[place]["counts"]) for place in order], size)
+    kept = kept[order]
+    few = len(found) * size[0] * size[1] <= _MOST_PIXELS
     return panoptic.GroundTruth(
-      panoptic.stack_layers(masks[order], size),
-      self.annotation_labels[window][order],
-      self.records.crowd[window][order],
+      panoptic.stack_layers(masks.masks(), size) if few else masks,
+      self.annotation_labels[window][kept],
+      self.records.crowd[window][kept],
       areas[order],
       coco_json.text(self.records.image_ids[row]),
       Path(self._file_name(index)).stem,
-    )
-
-  def _draw(self, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    with extra("coco"):
-      from pycocotools import mask as coco_mask
-
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list):  # polygons of fewer than three points enclose nothing
-      segmentation = [points for points in segmentation if len(points) >= 6]
-      if not segmentation:
-        return np.zeros(size, bool)
-    try:
-      runs = segmentation
-      if isinstance(segmentation, list):
-        runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-      elif isinstance(segmentation["counts"], list):
-        runs = coco_mask.frPyObjects(segmentation, *size)
-      mask = coco_mask.decode(runs)
-    except Exception as error:  # a C extension raises whatever it meets
-      raise self._unreadable(annotation, f"({error})") from None
-    if mask.shape != size:
-      raise self._unreadable(annotation, f"of the size {mask.shape[0]}x{mask.shape[1]}")
-    return mask.astype(bool)
-
-  def _unreadable(self, annotation: dict[str, Any], what: str) -> UserError:
-    return UserError(
-      f"{self.json_path}: annotation {annotation.get('id')} of image"
-      f" {annotation.get('image_id')} has a segmentation {what} that cannot be read; expected"
-      " polygons or run lengths of the image's size."
     )
 
   def _file_name(self, index: int) -> str:
     return self.records.image_names[self.images[index]].decode()
 
 
-def open_split(root: str | Path | None, split: str) -> InstanceFiles:
-  """Opens `train2017`, `val2017`, or any `annotations/instances_<split>.json` with its folder.
+def open_split(root: str | Path | None, split: str, *, negatives: bool = False) -> InstanceFiles:
+  """Opens `train2017`, `val2017`, or any other split in one of two layouts.
 
-  As the recipe does it, images without an instance are no training examples: a split whose name
-  begins with `train` leaves them out. The classes are those of the json, sorted by id.
+  `annotations/instances_<split>.json` with the pictures in `<split>`, or Roboflow's
+  `<split>/_annotations.coco.json` beside the pictures. The classes are those of the json, sorted
+  by id.
+
+  Args:
+    root: of the data set.
+    split: of it.
+    negatives: whether pictures without an object are trained on. The recipe leaves them out of
+      splits whose name begins with `train`; they are always evaluated.
   """
   name = "coco_instances"
   base.require_split(split, known_splits(root, "instances", _SPLITS), name)
-  folder = base.require_tree(root, name, f"annotations/instances_{split}.json", TREE)
-  base.require_tree(root, name, split, TREE)
-  path = folder / "annotations" / f"instances_{split}.json"
+  path = Path(root or "") / split / _BESIDE
+  if root is None or not path.is_file():
+    folder = base.require_tree(root, name, f"annotations/instances_{split}.json", TREE)
+    base.require_tree(root, name, split, TREE)
+    path = folder / "annotations" / f"instances_{split}.json"
+  pictures = Path(root) / split
   records = coco_json.read_instances(path)
   table = panoptic.category_table(
     records.categories, files.distinct_palette(len(records.categories)), things_first=False
@@ -150,9 +144,22 @@ def open_split(root: str | Path | None, split: str) -> InstanceFiles:
     records.category_ids, table.ids, path, records.offsets, records.image_ids
   )
   images = np.arange(len(records.image_ids))
-  if split.startswith("train"):
+  if split.startswith("train") and not negatives:
     counted = np.concatenate([[0], np.cumsum(~records.crowd)])
     images = images[np.diff(counted[records.offsets]) > 0]
+    if len(images) < len(records.image_ids):
+      warn_once(
+        f"negatives {path}",
+        f"{path}: {len(records.image_ids) - len(images):,} of {len(records.image_ids):,} images"
+        " have no object and are not trained on; --config.data.options.negatives=True keeps them.",
+      )
   base.require_some(tuple(images[:1]), name, split, path)
-  coco_json.require_files(folder / split, records.image_names[images], path)
-  return InstanceFiles(split, table, path, folder / split, images, records, labels)
+  names = coco_json.find_files(pictures, records.image_names[images], path)
+  all_names = records.image_names.astype(object)
+  all_names[images] = names
+  records = records._replace(image_names=np.array(all_names.tolist()))
+  return InstanceFiles(split, table, path, pictures, images, records, labels)
+
+
+def _bytes(counts: str | bytes) -> bytes:
+  return counts.encode("ascii") if isinstance(counts, str) else counts

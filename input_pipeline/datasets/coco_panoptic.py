@@ -147,8 +147,8 @@ def open_json(
   if image_name is not None:
     pairs = zip(records.image_ids.tolist(), names.tolist(), strict=True)
     names = coco_json.compact([image_name(coco_json.text(i), n.decode()) for i, n in pairs])
-  coco_json.require_files(image_folder, names, path)
-  coco_json.require_files(png_folder, records.png_names, path)
+  names = coco_json.find_files(image_folder, names, path)
+  png_names = coco_json.find_files(png_folder, records.png_names, path)
   return panoptic.PanopticFiles(
     name,
     split,
@@ -157,7 +157,7 @@ def open_json(
     image_folder,
     png_folder,
     names,
-    records.png_names,
+    png_names,
     records.image_ids,
     records.sizes,
     records.offsets,
@@ -171,9 +171,16 @@ def open_json(
 
 
 def known_splits(root: str | Path | None, kind: str, official: tuple[str, ...]) -> tuple[str, ...]:
-  """The splits that have an `annotations/<kind>_<split>.json`; the official ones if none has."""
-  folder = Path(root or "") / "annotations"
+  """The splits that have an `annotations/<kind>_<split>.json`; the official ones if none has.
+
+  For `instances` also those with annotations beside their pictures, as Roboflow exports them.
+  """
+  folder = Path(root or "")
   found = (
-    re.fullmatch(rf"{kind}_(\w+)\.json", path.name) for path in sorted(folder.glob("*.json"))
+    re.fullmatch(rf"{kind}_([^.].*)\.json", path.name)
+    for path in sorted((folder / "annotations").glob("*.json"))
   )
-  return tuple(match[1] for match in found if match) or official
+  splits = [match[1] for match in found if match]
+  if root is not None and kind == "instances":
+    splits += sorted(path.parent.name for path in folder.glob("*/_annotations.coco.json"))
+  return tuple(splits) or official

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import numpy as np
 
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import codecs
+from effseg_jax.input_pipeline.datasets import coco_values
 from effseg_jax.input_pipeline.datasets.base import IGNORE_LABEL, Example
+from effseg_jax.input_pipeline.datasets.mask_runs import MaskRuns
 
 # Value of an example's segment map where there is no segment; so an example has 255 at most.
 NO_SEGMENT = 255
@@ -42,7 +44,8 @@ class GroundTruth:
 
   Attributes:
     segments: int16 (L, H, W), the segment at each pixel, -1 for none (void). A segment lies in one
-      of the L layers; there is one layer unless segments overlap.
+      of the L layers; there is one layer unless segments overlap. Many objects on a large picture
+      are `MaskRuns`, which becomes that array when numpy asks for it.
     labels: int32 (n,), class of each segment.
     crowd: bool (n,); regions of many instances, which are neither trained on nor missed.
     areas: int64 (n,), pixels as annotated. ADE20K's things cover stuff, which keeps its area.
@@ -50,12 +53,19 @@ class GroundTruth:
     name: of the image's file, without its ending.
   """
 
-  segments: np.ndarray
+  segments: np.ndarray | MaskRuns
   labels: np.ndarray
   crowd: np.ndarray
   areas: np.ndarray
   image_id: int | str
   name: str
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """Rows and columns of the image."""
+    if isinstance(self.segments, MaskRuns):
+      return self.segments.extent
+    return self.segments.shape[1], self.segments.shape[2]
 
   def semantic_map(self) -> np.ndarray:
     """Class of each pixel, crowds included: uint8 (H, W), 255 void. For one layer alone."""
@@ -63,9 +73,37 @@ class GroundTruth:
     return np.append(self.labels, IGNORE_LABEL).astype(np.uint8)[segment_map]
 
   def masks(self) -> np.ndarray:
-    """The segments one by one: bool (n, H, W)."""
-    rows = np.arange(len(self.labels))[:, None, None, None]
-    return (self.segments == rows).any(axis=1)
+    """The segments: bool (n, H, W)."""
+    found = list(self.each_mask())
+    return np.stack(found) if found else np.zeros((0, *self.size), bool)
+
+  def each_mask(self) -> Iterator[np.ndarray]:
+    """The segments one by one, bool (H, W)."""
+    if isinstance(self.segments, MaskRuns):
+      yield from self.segments.masks()
+      return
+    for row in range(len(self.labels)):
+      yield (self.segments == row).any(axis=0)
+
+  def overlaps(self) -> bool:
+    """Whether a pixel has more than one segment."""
+    if not isinstance(self.segments, MaskRuns):
+      return len(self.segments) > 1
+    covered = np.zeros(self.size, bool)
+    for mask in self.each_mask():
+      if (covered & mask).any():
+        return True
+      covered |= mask
+    return False
+
+  def flat_map(self) -> np.ndarray:
+    """The last segment at each pixel, for drawing: int16 (H, W), -1 for none."""
+    if not isinstance(self.segments, MaskRuns):
+      return self.segments.max(axis=0)
+    top = np.full(self.size, -1, np.int16)
+    for row, mask in enumerate(self.each_mask()):
+      top[mask] = row
+    return top
 
 
 class UniversalDataset(abc.ABC):
@@ -142,10 +180,17 @@ class UniversalDataset(abc.ABC):
       UserError: for a broken example, or an image of another size than its annotation.
     """
     truth, image = self.ground_truth(index), self.image(index)
-    if image.shape[:2] != truth.segments.shape[1:]:
+    if image.shape[:2] != truth.size:
+      rows, cols = truth.size
+      hint = ""
+      if image.shape[:2] == (cols, rows):
+        hint = (
+          " The picture is turned upright by its EXIF orientation; the annotation fits it as it was"
+          " before."
+        )
       raise UserError(
         f"{self.name}: the image {truth.name} is {image.shape[0]}x{image.shape[1]} and its"
-        f" annotation is {truth.segments.shape[1]}x{truth.segments.shape[2]}; expected the same."
+        f" annotation is {rows}x{cols}; expected the same.{hint}"
       )
     return make_example(image, truth)
 
@@ -154,14 +199,15 @@ def make_example(image: np.ndarray, truth: GroundTruth) -> Example:
   """Joins an image and its segments; see `UniversalDataset.__getitem__`."""
   kept = np.flatnonzero(~truth.crowd)
   dropped = max(len(kept) - _MAX_SEGMENTS, 0)
+  many = isinstance(truth.segments, MaskRuns)
   if dropped:
-    areas = segment_areas(truth.segments, len(truth.labels))[kept]
-    kept = np.sort(kept[np.argsort(-areas, kind="stable")[:_MAX_SEGMENTS]])
+    areas = truth.areas if many else segment_areas(truth.segments, len(truth.labels))
+    kept = np.sort(kept[np.argsort(-areas[kept], kind="stable")[:_MAX_SEGMENTS]])
   places = np.full(len(truth.labels) + 1, NO_SEGMENT, np.uint8)  # the last one is for -1
   places[kept] = np.arange(len(kept))
   return {
     "image": image,
-    "segments": places[truth.segments],
+    "segments": truth.segments.chosen(kept, NO_SEGMENT) if many else places[truth.segments],
     "labels": truth.labels[kept].astype(np.int32),
     "dropped_segments": np.int32(dropped),
     "valid_size": np.array(image.shape[:2], np.int32),
@@ -260,62 +306,66 @@ class PanopticFiles(UniversalDataset):
     """See `UniversalDataset`.
 
     Raises:
-      UserError: where PNG and json disagree on ids or areas, or there is no segment at all.
+      UserError: where the PNG has ids that the json does not list.
     """
     window = slice(self.offsets[index], self.offsets[index + 1])
     ids = self.segment_ids[window]
     path = self.png_folder / self.png_names[index].decode()
-    if not len(ids):
-      raise UserError(f"{self.json_path} has no segments for {path.name}; expected one at least.")
-    segment_map = self._find_segments(read_segment_ids(path), ids, path)
+    segment_map = self._find_segments(codecs.read_ids(path), ids, path)
     image_id = self.image_ids[index]
+    areas, drawn = self._areas(segment_map, window)
+    if not drawn.all():  # nobody can find a segment without a pixel
+      rows = np.append(np.where(drawn, np.cumsum(drawn) - 1, -1), -1).astype(np.int16)
+      segment_map = rows[segment_map]
     return GroundTruth(
       segment_map[None],
-      self.segment_labels[window],
-      self.segment_crowd[window],
-      self._check_areas(segment_map, window, path),
+      self.segment_labels[window][drawn],
+      self.segment_crowd[window][drawn],
+      areas[drawn],
       image_id.decode() if isinstance(image_id, bytes) else int(image_id),
       Path(self.image_names[index].decode()).stem,
     )
 
-  def _check_areas(self, segment_map: np.ndarray, window: slice, path: Path) -> np.ndarray:
-    """Compares the areas in the PNG with those in the json; returns the latter, int64 (n,)."""
+  def _areas(self, segment_map: np.ndarray, window: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each segment, int64 (n,), and whether it is there, bool (n,).
+
+    They are counted in the PNG: tools round the area of the json, or write that of the box. Stuff
+    that lies under things keeps the area it has without them.
+    """
     told = self.segment_areas[window]
     found = segment_areas(segment_map, len(told))
-    wrong = (found != told) & ((told >= 0) | (found == 0))
+    covered = np.zeros(len(told), bool)
     if self.stuff_may_be_covered:
-      wrong &= self.table.things[self.segment_labels[window]] | (found > told)
-    if wrong.any():
-      row = np.argmax(wrong)
-      raise UserError(
-        f"{path}: segment {self.segment_ids[window][row]} has {found[row]} pixels; expected"
-        f" {told[row] if told[row] >= 0 else 'some'}, as {self.json_path.name} lists it."
-      )
-    return np.where(told >= 0, told, found)
+      covered = ~self.table.things[self.segment_labels[window]] & (told > found)
+    return np.where(covered, told, found), (found > 0) | covered
 
   def _find_segments(self, stored: np.ndarray, ids: np.ndarray, path: Path) -> np.ndarray:
     """Segment ids of a PNG -> rows of `ids`, -1 void: int16 (H, W)."""
-    order = np.argsort(ids)
-    place = np.searchsorted(ids[order[:-1]], stored)  # the last one stands for all beyond
-    row = order.astype(np.int16)[place]
-    unknown = ids[row] != stored
     void = stored == 0
+    if not len(ids):
+      row, unknown = np.full(stored.shape, -1, np.int16), ~void
+    else:
+      order = np.argsort(ids)
+      place = np.searchsorted(ids[order[:-1]], stored)  # the last one stands for all beyond
+      row = order.astype(np.int16)[place]
+      unknown = ids[row] != stored
     if (unknown & ~void).any():
+      swapped = ((stored & 255) << 16) + (stored & 0xFF00) + (stored >> 16)
+      hint = ""
+      if np.isin(swapped, np.append(ids, 0)).all():
+        hint = (
+          " With red and blue exchanged they are those of the json: OpenCV has written the PNG as"
+          " BGR; read it with cv2.imread and write it with its channels reversed."
+        )
       raise UserError(
         f"{path} holds the segment id {stored[unknown & ~void][0]}, which {self.json_path.name}"
-        " does not list for it; expected the listed ids and 0."
+        f" does not list for it; expected the listed ids and 0.{hint}"
       )
     row[unknown] = -1
     return row
 
   def _image_path(self, index: int) -> Path:
     return self.image_folder / self.image_names[index].decode()
-
-
-def read_segment_ids(path: Path) -> np.ndarray:
-  """Decodes a panoptic PNG: int32 (H, W), R + 256 G + 65536 B."""
-  rgb = codecs.read_image(path).astype(np.int32)
-  return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -405,16 +455,24 @@ def category_table(
 
   Args:
     categories: with `id`, `name` and `isthing` (1 if it is missing), and perhaps `color`.
-    palette: uint8 (>= K, 3), for classes without a `color`.
+    palette: uint8 (>= K, 3), for classes without a `color` of three numbers from 0 to 255.
     things_first: whether all things come before all stuff.
   """
-  order = sorted(
-    categories, key=lambda entry: (things_first and not entry.get("isthing", 1), entry["id"])
+  thing = [bool(coco_values.flag(entry.get("isthing", 1))) for entry in categories]
+  rows = sorted(
+    range(len(categories)), key=lambda row: (things_first and not thing[row], categories[row]["id"])
   )
-  colours = [entry.get("color", palette[row]) for row, entry in enumerate(order)]
+  order = [categories[row] for row in rows]
+  colours = [_colour(entry.get("color"), palette[row]) for row, entry in enumerate(order)]
   return ClassTable(
     tuple(entry["name"] for entry in order),
-    np.array([bool(entry.get("isthing", 1)) for entry in order]),
+    np.array([thing[row] for row in rows]),
     np.array([entry["id"] for entry in order], np.int64),
     np.array(colours, np.uint8).reshape(-1, 3),
   )
+
+
+def _colour(told: Any, default: np.ndarray) -> Any:
+  sound = isinstance(told, list) and len(told) == 3
+  sound = sound and all(isinstance(part, int) and 0 <= part <= 255 for part in told)
+  return told if sound else default

@@ -218,15 +218,7 @@ def changed(info, segment, **fields):
       segments_info()[:2],
       r"000001\.png holds the segment id 9, which panoptic_val2017\.json does not list",
     ),
-    (
-      changed(segments_info(), CAT, area=10),
-      r"000001\.png: segment 300 has 9 pixels; expected 10, as panoptic_val2017\.json lists it",
-    ),
-    (
-      [*segments_info(), {"id": 4, "category_id": 5, "iscrowd": 0}],
-      r"000001\.png: segment 4 has 0 pixels; expected some",
-    ),
-    ([], r"panoptic_val2017\.json has no segments for 000001\.png; expected one"),
+    ([], r"000001\.png holds the segment id"),
   ],
 )
 def test_png_and_json_that_disagree(tmp_path, info, message):
@@ -237,6 +229,13 @@ def test_png_and_json_that_disagree(tmp_path, info, message):
   tolerant = Tolerant(dataset, "skip")
   with pytest.warns(UserWarning, match="skipped a broken example"):
     assert tolerant[0]["name"] == "000002"
+
+
+def test_areas_are_counted_and_segments_without_a_pixel_left_out(tmp_path):
+  info = changed(changed(segments_info(), CAT, area=9.4), DOG, area="72")
+  info.append({"id": 4, "category_id": 5, "iscrowd": 0, "area": 3})
+  example, truth = check_example(opened(write_coco(tmp_path, [info])))
+  assert truth.areas.tolist() == [8, 9, 19] and len(example["labels"]) == 3
 
 
 def test_an_area_may_be_left_out(tmp_path):
@@ -292,7 +291,7 @@ def test_a_broken_json(tmp_path, text, message):
 def test_annotations_of_unlisted_images(tmp_path):
   root = write_coco(tmp_path)
   write_json(root / "annotations/panoptic_val2017.json", [segments_info()], images=[])
-  with pytest.raises(UserError, match=r"annotates 1 images that are not in its list.* id 1"):
+  with pytest.raises(UserError, match=r"1 annotations of images that are not in its list.* id 1"):
     opened(root)
 
 
@@ -392,17 +391,18 @@ def test_crowds_and_images_without_instances(tmp_path):
 
 def test_mistakes_in_instances(tmp_path):
   common = {"iscrowd": 0, "image_id": 1, "id": 31}
-  wrong = [{**common, "category_id": 8, "segmentation": []}]
+  polygon = [square(0, 0, 3)]
+  wrong = [{**common, "category_id": 8, "segmentation": polygon}]
   with pytest.raises(UserError, match=r"category id 8 \(image 1\) is not one of its 2"):
     opened(write_instances(tmp_path, annotations=wrong), name="coco_instances")
-  wrong = [{**common, "category_id": 9, "image_id": 4, "segmentation": []}]
+  wrong = [{**common, "category_id": 9, "image_id": 4, "segmentation": polygon}]
   with pytest.raises(UserError, match=r"1 annotations of images that are not in its list.* id 4"):
     opened(write_instances(tmp_path, annotations=wrong), name="coco_instances")
   for segmentation in ({"size": [3, 3], "counts": [0, 9]}, [["a"] * 6], {"counts": [3]}):
     wrong = [{**common, "category_id": 9, "segmentation": segmentation}]
-    dataset = opened(write_instances(tmp_path, annotations=wrong), name="coco_instances")
+    write_instances(tmp_path, annotations=wrong)
     with pytest.raises(UserError, match=r"annotation 31 of image 1 has a segmentation .* cannot"):
-      dataset[0]
+      opened(tmp_path, name="coco_instances")[0]
   write_instances(tmp_path)
   (tmp_path / "val2017/000003.jpg").unlink()
   with pytest.raises(UserError, match=r"1 are missing; .*000003\.jpg"):
@@ -430,11 +430,6 @@ def test_ade20k_keeps_its_order_and_stuff_may_be_covered(tmp_path):
   assert dataset.classes == ("grass", "cat", "dog")
   _, truth = check_example(dataset)
   assert truth.areas.tolist() == [8, 9, 25, 6] and truth.labels.tolist() == [2, 1, 0, 0]
-  for segment, area in ((CAT, 12), (GRASS, 18)):
-    wrong = changed(segments_info(), segment, area=area)
-    dataset = opened(write_ade(tmp_path, wrong), "validation", "ade20k_panoptic")
-    with pytest.raises(UserError, match=f"segment {segment} has .* expected {area}"):
-      dataset[0]
 
 
 def test_tables_are_complete():

@@ -97,7 +97,7 @@ def test_merging_equals_one_pass():
   for part, (name, true, true_labels, found, labels, scores) in zip(parts, images, strict=True):
     part.add_truth(name, np.array(true), true_labels, [False] * len(true))
     part.update(name, np.array(found), labels, scores)
-  parts[2].merge(parts[0])
+  parts[2].merge_bytes(parts[0].to_bytes())
   parts[2].merge_bytes(parts[1].to_bytes())
   assert parts[2].result()[0] == together
   np.testing.assert_array_equal(parts[2].result()[1], per_class)
