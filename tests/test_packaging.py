@@ -135,7 +135,7 @@ def names_and_bounds(lines) -> dict[str, str]:
 
 def test_requirements_are_the_dependencies_with_the_extras():
   extras = PROJECT["optional-dependencies"]
-  groups = [PROJECT["dependencies"], extras["train"], extras["audio"], extras["coco"]]
+  groups = [PROJECT["dependencies"], *(extras[n] for n in ("train", "audio", "coco", "sweep"))]
   needed = names_and_bounds(line for group in groups for line in group)
   assert None not in needed.values()
   lines = (ROOT / "requirements.txt").read_text().splitlines()

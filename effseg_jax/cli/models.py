@@ -51,7 +51,11 @@ def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
     model = effseg_jax.create_model(name)
     if hasattr(model, "num_classes"):
       model = effseg_jax.create_model(name, num_classes=num_classes)
-    live, all_of_them = flops.parameter_counts(model)
+    if hasattr(model, "image_size"):  # of a position table; some take no other size
+      model = model.clone(image_size=size)
+      live, all_of_them = flops.parameter_counts(model, size)
+    else:
+      live, all_of_them = flops.parameter_counts(model)
     cost = flops.count(model, size)
     published = f"{cost.published / 1e9:.3f}"
     if cost.transforms:

@@ -138,3 +138,8 @@ def test_mistakes_are_one_line(capsys):
     assert message in capsys.readouterr().err
   with pytest.raises(UserError, match="--size=ax2"):
     print_models.parse_size("ax2")
+
+
+def test_models_of_a_fixed_size_are_counted_at_the_size_asked_for(capsys):
+  call("models", "--pattern=eomt_vit_s", "--size=160x160", "--num_classes=5")
+  assert "eomt_vit_s" in capsys.readouterr().out
