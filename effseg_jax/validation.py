@@ -115,7 +115,9 @@ def _check_arguments(
         f"{path}.{name} has no meaning here; expected one of {', '.join(parameters) or 'none'}."
         f"{suggestion(name, parameters)}"
       )
-    default = parameters[name].default
+    default, kind = parameters[name].default, str(parameters[name].annotation)
+    if default is None and kind.startswith("str"):  # `str | None`
+      default = ""
     if default is not inspect.Parameter.empty:
       _check_like(f"{path}.{name}", value, default)
   for name, parameter in parameters.items():
