@@ -29,7 +29,7 @@ import effseg_jax
 from benchmarks import report
 from benchmarks.race import Result, race
 from effseg_jax import configs, platform
-from effseg_jax.errors import UserError, friendly_exit, suggestion
+from effseg_jax.errors import UserError, friendly_exit, require_one_of
 
 # The peers as the tables call them, and the packages that each of them needs.
 PEERS = {
@@ -83,8 +83,8 @@ def specs(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], list[str
   chosen: dict[str, dict[str, Any]] = {}
   for text in (args.model, *_words(args.against)):
     model, _, dtype = text.partition(":")
-    _require_known("model", model, effseg_jax.list_models())
-    _require_known("dtype", dtype or args.dtype, DTYPES)
+    require_one_of("model", model, effseg_jax.list_models())
+    require_one_of("dtype", dtype or args.dtype, DTYPES)
     chosen[text] = {"contender": "ours", "model": model, "dtype": dtype or args.dtype, **common}
   missing = []
   for peer in _peers(args):
@@ -113,7 +113,7 @@ def _peers(args: argparse.Namespace) -> list[str]:
     return [peer for peer in known if peer != "torch_compile" or args.compile]
   peers = [*_words(args.peers), *(["torch_compile"] if args.compile else [])]
   for peer in peers:
-    _require_known("peer", peer, known)
+    require_one_of("peer", peer, known)
   return peers
 
 
@@ -122,7 +122,7 @@ def run_race(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
   chosen, notes = specs(args)
   peers = [name for name in chosen if name in PEERS]
   reference = args.reference or next(iter(peers), args.model)
-  _require_known("--reference", reference, chosen)
+  require_one_of("--reference", reference, chosen)
   worker = [sys.executable, "-m", "benchmarks.contenders"]
   environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # contenders share an accelerator
   if args.device == "cpu":
@@ -273,13 +273,6 @@ def _title(name: str, chosen: Mapping[str, Mapping[str, Any]]) -> str:
   return title if spec["dtype"] == "float32" else f"{title} {spec['dtype']}"
 
 
-def _require_known(what: str, value: str, known: Any) -> None:
-  if value not in known:
-    raise UserError(
-      f"{what} {value!r}; expected one of {', '.join(known)}.{suggestion(value, known)}"
-    )
-
-
 def _parser() -> argparse.ArgumentParser:
   parser = _Parser(
     description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -327,8 +320,8 @@ def _check(args: argparse.Namespace) -> None:
     raise UserError(f"--batch={args.batch}: expected 1 or more.")
   if not 1 <= args.num_classes <= 254:
     raise UserError(f"--num_classes={args.num_classes}: expected 1 to 254, labels are bytes.")
-  _require_known("--device", args.device, ("auto", "cpu"))
-  _require_known("--torch_dtype", args.torch_dtype, DTYPES)
+  require_one_of("--device", args.device, ("auto", "cpu"))
+  require_one_of("--torch_dtype", args.torch_dtype, DTYPES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

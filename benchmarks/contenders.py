@@ -161,47 +161,49 @@ def _made_up(shapes: Any) -> Any:
   return jax.tree.map(fill, shapes)
 
 
+class _OneBatch:
+  """The images and labels of a spec as a data set."""
+
+  name = "the benchmark's images"
+  ignore_label = IGNORE_LABEL
+
+  def __init__(self, spec: Spec):
+    self.num_classes = spec.num_classes
+    self.classes = tuple(str(index) for index in range(spec.num_classes))
+    self.palette = np.zeros((spec.num_classes, 3), np.uint8)
+    self._images, self._labels = example(spec)
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    label = self._labels[index]
+    size = np.array(label.shape, np.int32)
+    return {"image": self._images[index], "label": label, "valid_size": size, "name": str(index)}
+
+
 def _our_step(spec: Spec) -> tuple[Callable[[], Any], float, Any]:
-  """The step that `train.py` runs, on uint8 images: normalisation, report and checks included."""
-  import jax
-  import jax.numpy as jnp
+  """The step that training runs, on uint8 images: normalisation, report and checks included."""
+  from effseg_jax import configs, experiment
 
-  import effseg_jax
-  from effseg_jax.tasks.semantic import SemanticTask
-  from effseg_jax.training import schedules, sharding
-  from effseg_jax.training.optimizer import make_optimizer
-  from effseg_jax.training.state import init_state, model_shapes
-  from effseg_jax.training.step import compile_train_step, make_train_step
-
-  names = tuple(str(index) for index in range(spec.num_classes))
-  task = SemanticTask(names, ((0, 0, 0),) * spec.num_classes, IGNORE_LABEL, normalize_by="valid")
-  model = effseg_jax.create_model(spec.model, num_classes=spec.num_classes, dtype=spec.dtype)
-  inputs = (jax.ShapeDtypeStruct((spec.batch, spec.rows, spec.cols, 3), jnp.float32),)
-  options = {
-    "name": "adamw",
-    "b1": 0.9,
-    "b2": 0.999,
-    "eps": 1e-8,
-    "weight_decay": WEIGHT_DECAY,
-    "clip_norm": 0.0,
-    "lr_rules": (),
-    "decay_rules": (),
-    "freeze": (),
-  }
-  params = model_shapes(model, inputs)["params"]
-  optimizer = make_optimizer(options, schedules.constant(LEARNING_RATE), params)
+  config = configs.load("afformer/synthetic")
+  config.model.update({"name": spec.model, "dtype": spec.dtype})
+  size = (spec.rows, spec.cols)
+  config.data.augment.update(
+    {"scale": size, "ratio": (1.0, 1.0), "crop": size, "flip": 0.0, "photometric": False}
+  )
+  config.train.update({"batch_size": spec.batch, "average_decay": 0.0})
+  config.optimizer.update({"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY})
+  config.schedule.update({"name": "constant", "warmup_steps": 0})
   # One device, like the peers.
-  mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
-  small = (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),)
-  state = init_state(model, small, optimizer, seed=0, keep_average=False, rules=(), mesh=mesh)
-  images, labels = example(spec)
-  valid = np.tile(np.array([spec.rows, spec.cols], np.int32), (spec.batch, 1))
-  batch = sharding.put_batch({"image": images, "label": labels, "valid_size": valid}, mesh)
-  step = compile_train_step(make_train_step(model, task, optimizer), state, mesh)
+  parts = experiment.build(config, dataset=_OneBatch(spec), mesh=experiment.one_device())
+  feed = parts.batches.iterate()
+  batch = next(feed)
+  feed.close()
   start = time.perf_counter()
-  compiled = step.lower(state, batch).compile()
+  compiled = parts.step.lower(parts.abstract_state, batch).compile()
   seconds = time.perf_counter() - start
-  holder = [state]
+  holder = [parts.state]
 
   def call() -> Any:
     holder[0], report = compiled(holder[0], batch)  # the state passed in is donated

@@ -38,6 +38,15 @@ def suggestion(name: str, known: Iterable[str]) -> str:
   return f" Did you mean {match[0]!r}?" if match else ""
 
 
+def require_one_of(field: str, value: str, known: Iterable[str]) -> None:
+  """Raises `UserError` for a word that is none of the known ones."""
+  known = tuple(known)
+  if value not in known:
+    raise UserError(
+      f"{field} is {value!r}; expected one of {', '.join(known)}.{suggestion(value, known)}"
+    )
+
+
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
   """Names the extra that provides an optional dependency which is imported inside the block.

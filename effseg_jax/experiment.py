@@ -1,44 +1,255 @@
-"""From a configuration to the parts of a run: the one room that knows both sides.
+"""From a configuration to the parts of a run.
 
-`train.py` and `eval.py` are written in these words. Nothing else in effseg_jax reads a
-configuration or opens a data set.
+`build` is the one builder: training, evaluation, the benchmark and the tools that compile for other
+devices use it, and so does a notebook:
+
+  experiment = effseg_jax.experiment.build(effseg_jax.configs.load("afformer/synthetic"))
+  state = experiment.state
+  for batch in experiment.batches:
+    state, report = experiment.step(state, batch)
+  result = experiment.evaluate(state.eval_variables())
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import effseg_jax
+from effseg_jax.configs.defaults import complete
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators import make_evaluator
 from effseg_jax.input_pipeline import datasets, loader, pipelines
 from effseg_jax.input_pipeline.mixture import Mixture
-from effseg_jax.run import processes
 from effseg_jax.run.checkpoint import RunDescription
+from effseg_jax.run.description import describe_run, run_lines
 from effseg_jax.run.saved_model import load_for_inference
 from effseg_jax.tasks import Task, make_task
-from effseg_jax.training import evaluation, schedules, sharding, trees
+from effseg_jax.training import evaluation, schedules, sharding
 from effseg_jax.training import optimizer as optimizer_lib
 from effseg_jax.training import state as state_lib
+from effseg_jax.training.feed import DeviceBatches
 from effseg_jax.training.state import TrainState, Variables
-from effseg_jax.training.step import StepReport
+from effseg_jax.training.step import TrainStep, compile_train_step, make_train_step
+from effseg_jax.validation import validate
 from effseg_jax.weights.loading import is_bundle, parts_in
 
-__all__ = ["make_task"]
+__all__ = ["Experiment", "build", "make_task"]
+
+
+class Experiment:
+  """The parts of a run. Each is made when it is first used, and kept.
+
+  What is not used costs nothing: an evaluation alone does not open the training data, and a step
+  that is compiled for other devices needs no arrays.
+
+  Attributes:
+    config: checked, complete, and not to be changed any more.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    *,
+    dataset: Any = None,
+    eval_dataset: Any = None,
+    mesh: Mesh | None = None,
+    task: Task | None = None,
+    model: nn.Module | None = None,
+  ):
+    """See `build`."""
+    self.config = complete(config.copy_and_resolve_references())
+    validate(self.config)
+    if dataset is not None:
+      validate(self.config, dataset)
+    given = {
+      "dataset": dataset,
+      "eval_dataset": eval_dataset,
+      "mesh": mesh,
+      "task": task,
+      "model": model,
+    }
+    # In the places where the properties below would keep what they make.
+    self.__dict__.update({name: part for name, part in given.items() if part is not None})
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The devices, by axis."""
+    return sharding.make_mesh(self.config.mesh)
+
+  @functools.cached_property
+  def dataset(self) -> Any:
+    """The open training data."""
+    dataset = open_training_data(self.config)
+    validate(self.config, dataset)
+    return dataset
+
+  @functools.cached_property
+  def task(self) -> Task:
+    """What is learnt: inputs and loss, for the classes of the data."""
+    return make_task(self.config.task, self.dataset)
+
+  @functools.cached_property
+  def model(self) -> nn.Module:
+    """The network."""
+    return make_model(self.config.model, self.task.num_classes)
+
+  @functools.cached_property
+  def batches(self) -> DeviceBatches:
+    """The training batches on the devices, from the first step or from another one on."""
+    self._check_batch_size()
+    rows = sharding.process_rows(self.config.train.batch_size, self.mesh)
+    loading = _training_batches(self.config, self.dataset, rows)
+    return DeviceBatches(loading.iterate, self.batch_shapes, self.mesh)
+
+  @functools.cached_property
+  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and sharding of a global training batch, from its first example."""
+    self._check_batch_size()
+    loading = _training_batches(self.config, self.dataset, None)
+    shapes = {
+      key: jax.ShapeDtypeStruct((loading.batch_size, *shape), dtype)
+      for key, (shape, dtype) in loading.element_shapes().items()
+    }
+    return sharding.batch_shapes(shapes, self.mesh)
+
+  @functools.cached_property
+  def inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of the model's inputs for a global training batch."""
+    task = self.task
+    return jax.eval_shape(
+      lambda batch: task.model_inputs(task.augment(batch, jax.random.key(0))), self.batch_shapes
+    )
+
+  @functools.cached_property
+  def schedule(self) -> optax.Schedule:
+    """Step -> learning rate."""
+    return make_schedule(self.config)
+
+  @functools.cached_property
+  def optimizer(self) -> optax.GradientTransformation:
+    """Gradients -> updates."""
+    return make_optimizer(self.config, self.model, self.inputs)[0]
+
+  @functools.cached_property
+  def state(self) -> TrainState:
+    """The state of step 0 with random weights, on the devices.
+
+    `step` takes a state's arrays over: after the first step, this one is used up.
+    """
+    return state_lib.init_state(
+      self.model, self.inputs, self.optimizer, seed=self.config.seed, **self._of_state
+    )
+
+  @functools.cached_property
+  def abstract_state(self) -> TrainState:
+    """`state` as shapes, dtypes and shardings alone."""
+    return state_lib.abstract_state(self.model, self.inputs, self.optimizer, **self._of_state)
+
+  @property
+  def _of_state(self) -> dict[str, Any]:
+    return {
+      "keep_average": self.config.train.average_decay > 0,
+      "rules": self.config.mesh.rules,
+      "mesh": self.mesh,
+    }
+
+  @functools.cached_property
+  def step(self) -> TrainStep:
+    """The jitted training step: (state, batch) -> (state, report).
+
+    It is compiled when it is first called, or by `step.lower(state, batch_shapes).compile()`.
+    """
+    config = self.config
+    step = make_train_step(
+      self.model,
+      self.task,
+      self.optimizer,
+      accumulate=config.train.accumulate,
+      average_decay=config.train.average_decay,
+      freeze=config.optimizer.freeze,
+    )
+    return compile_train_step(step, self.abstract_state, self.mesh)
+
+  @functools.cached_property
+  def eval_dataset(self) -> Any:
+    """The open split that is evaluated on."""
+    return open_dataset(self.config, self.config.eval.split)
+
+  @functools.cached_property
+  def evaluate(self) -> evaluation.Evaluate:
+    """Variables -> the metrics, table and pictures of an evaluation of the whole split."""
+    config, options = self.config, self.config.eval.to_dict()
+    sharding.check_batch_size(config.eval.batch_size, self.mesh, "eval.batch_size")
+    batches = pipelines.eval_batches(
+      config.task.name,
+      self.eval_dataset,
+      options,
+      batch_size=config.eval.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_threads=config.data.num_threads,
+      on_error=config.data.on_error,
+    )
+    parts = (config.task.name, self.model, self.task, self.eval_dataset, options)
+    return evaluation.compile_evaluation(
+      functools.partial(make_evaluator, *parts), batches, self.mesh
+    )
+
+  @functools.cached_property
+  def description(self) -> RunDescription:
+    """What is stored with each checkpoint."""
+    fields = model_fields(self.config.model, self.task.num_classes)
+    return describe_run(self.config, fields, self.task, self.dataset)
+
+  def _check_batch_size(self) -> None:
+    train = self.config.train
+    sharding.check_batch_size(train.batch_size, self.mesh, "train.batch_size", train.accumulate)
+
+
+def one_device() -> Mesh:
+  """The mesh of the first device alone."""
+  return sharding.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
+
+
+def build(
+  config: ConfigDict,
+  *,
+  dataset: Any = None,
+  eval_dataset: Any = None,
+  mesh: Mesh | None = None,
+  task: Task | None = None,
+  model: nn.Module | None = None,
+) -> Experiment:
+  """Checks a configuration and makes the parts of a run of it.
+
+  Args:
+    config: a complete experiment; it is copied.
+    dataset: in place of the configured training data.
+    eval_dataset: in place of the configured split to evaluate on.
+    mesh: in place of the configured one; its devices need not be here, then there is no `state`,
+      and `step` can only be traced and compiled.
+    task: in place of the one for the training data.
+    model: in place of the configured one, a trained one that is evaluated for example.
+
+  Returns:
+    `model`, `task`, `state`, `step`, `batches`, `evaluate` and what they are made of.
+
+  Raises:
+    UserError: for a field that makes no sense; for data that cannot be opened, when they are.
+  """
+  return Experiment(
+    config, dataset=dataset, eval_dataset=eval_dataset, mesh=mesh, task=task, model=model
+  )
 
 
 def open_dataset(config: ConfigDict, split: str) -> Any:
@@ -87,35 +298,26 @@ def open_training_data(config: ConfigDict) -> Any:
   return Mixture(parts, weights)
 
 
-def train_batches(config: ConfigDict, dataset: Any, mesh: Mesh | None) -> loader.TrainBatches:
-  """This process's part of the training batches, or, without a mesh, all of them."""
+def _training_batches(
+  config: ConfigDict, dataset: Any, rows: tuple[int, ...] | None
+) -> loader.TrainBatches:
+  """The rows of the training batches that a process loads; None: all of them."""
   return loader.TrainBatches(
     dataset,
     pipelines.train_transforms(config.task.name, **config.data.augment.to_dict()),
     batch_size=config.train.batch_size,
     seed=config.seed,
-    rows=None if mesh is None else sharding.process_rows(config.train.batch_size, mesh),
+    rows=rows,
     num_threads=config.data.num_threads,
     num_workers=config.data.num_workers,
     on_error=config.data.on_error,
   )
 
 
-def batch_shapes(batches: loader.TrainBatches, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and sharding of a global batch, from its first example."""
-  shapes = {
-    key: jax.ShapeDtypeStruct((batches.batch_size, *shape), dtype)
-    for key, (shape, dtype) in batches.element_shapes().items()
-  }
-  return sharding.batch_shapes(shapes, mesh)
-
-
-def input_shapes(
-  task: Task, batch: Mapping[str, jax.ShapeDtypeStruct]
-) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """Shapes of the model's inputs for a batch of such shapes."""
-  return jax.eval_shape(
-    lambda batch: task.model_inputs(task.augment(batch, jax.random.key(0))), dict(batch)
+def make_schedule(config: ConfigDict) -> optax.Schedule:
+  """The configured learning rate by step."""
+  return schedules.make_schedule(
+    config.schedule.to_dict(), config.optimizer.learning_rate, config.train.num_steps
   )
 
 
@@ -123,9 +325,7 @@ def make_optimizer(
   config: ConfigDict, model: nn.Module, inputs: Sequence[jax.ShapeDtypeStruct]
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The configured optimizer and its learning-rate schedule."""
-  schedule = schedules.make_schedule(
-    config.schedule.to_dict(), config.optimizer.learning_rate, config.train.num_steps
-  )
+  schedule = make_schedule(config)
   params = state_lib.model_shapes(model, inputs)["params"]
   return optimizer_lib.make_optimizer(config.optimizer.to_dict(), schedule, params), schedule
 
@@ -159,123 +359,40 @@ def read_variables(source: str, model: nn.Module) -> Variables:
   return unflatten_dict(flat, sep="/")
 
 
-def inference_settings(config: ConfigDict) -> dict[str, Any]:
-  """The settings of an evaluation that its numbers depend on."""
-  other = ("split", "batch_size", "every", "best_by", "pictures")
-  return {key: value for key, value in config.to_dict().items() if key not in other}
-
-
-def describe_run(config: ConfigDict, task: Task, dataset: Any) -> RunDescription:
-  """What is stored with each checkpoint of a run."""
-  card = {
-    "model": {
-      "name": config.model.name,
-      "fields": model_fields(config.model, task.num_classes),
-    },
-    "task": {"name": config.task.name, **dataclasses.asdict(task)},
-    "trained_on": _trained_on(config),
-    # How the model was evaluated is how predict.py uses it.
-    "inference": inference_settings(config.eval),
-  }
-  mixed = isinstance(dataset, Mixture)
-  data = {
-    "seed": config.seed,
-    "batch_size": config.train.batch_size,
-    "data": _trained_on(config),
-    "options": {key: _portable(value) for key, value in config.data.options.items()},
-    "examples": [len(part) for part in dataset.parts] if mixed else len(dataset),
-    "classes": list(task.classes),
-  }
-  return RunDescription(json.loads(config.to_json_best_effort()), card, data)
-
-
-def _portable(value: Any) -> Any:
-  """An option of a data set, of a path its last part alone: folders may move between two starts."""
-  if isinstance(value, str) and Path(value).is_absolute():
-    return Path(value).name
-  return value
-
-
-def _trained_on(config: ConfigDict) -> str:
-  """The data set and its split, or what is mixed."""
-  entries = config.data.get("mixture", ())
-  if not entries:
-    return f"{config.data.name} {config.data.train_split}"
-  return " + ".join(f"{weight:g} {name} {split}" for name, _, split, weight in entries)
-
-
-def describe(
-  config: ConfigDict, state: TrainState, dataset: Any, mesh: Mesh, workdir: str
-) -> dict[str, str]:
-  """The lines a run begins with."""
-  device = mesh.devices.flat[0]
-  axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-  train = config.train
-  step = int(state.step)
-  return {
-    "model": f"{config.model.name}, {state_lib.parameter_count(state.params):,} parameters",
-    "data": f"{_trained_on(config)}: {len(dataset):,} examples, {dataset.num_classes} classes",
-    "devices": f"{mesh.size} x {device.device_kind} ({device.platform})"
-    + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
-    + (axes and f": {axes}"),
-    "training": f"{train.num_steps:,} steps of {train.batch_size} images"
-    + (f", going on from step {step}" if step else ""),
-    "workdir": workdir,
-  }
-
-
-def make_evaluation(
-  config: ConfigDict, model: nn.Module, task: Task, mesh: Mesh
-) -> evaluation.Evaluate:
-  """Opens the evaluation split and returns a function from variables to a result."""
-  batch_size = config.eval.batch_size
-  sharding.check_batch_size(batch_size, mesh, "eval.batch_size")
-  dataset = open_dataset(config, config.eval.split)
-  options = config.eval.to_dict()
-  batches = pipelines.eval_batches(
-    config.task.name,
-    dataset,
-    options,
-    batch_size=batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    num_threads=config.data.num_threads,
-    on_error=config.data.on_error,
+def describe(experiment: Experiment, step: int, workdir: str) -> dict[str, str]:
+  """The lines a run begins with, see `run.description.run_lines`."""
+  return run_lines(
+    experiment.config,
+    parameters=state_lib.parameter_count(experiment.abstract_state.params),
+    dataset=experiment.dataset,
+    mesh=experiment.mesh,
+    step=step,
+    workdir=workdir,
   )
-  make = functools.partial(make_evaluator, config.task.name, model, task, dataset, options)
-  return evaluation.compile_evaluation(make, batches, mesh)
 
 
-def check_finite(
-  previous: tuple[int, StepReport] | None, state: TrainState, config: ConfigDict, workdir: str
-) -> None:
-  """Waits for a step, and stops a run whose loss or gradient is not finite.
+def schedule_change(saved: Mapping[str, Any] | None, config: ConfigDict, step: int) -> str | None:
+  """A note where the learning rate of a resumed run is not what it would have been.
 
   Args:
-    previous: number and report of the step before the one that was just started.
-    state: to save for inspection. The step with the bad gradient has left it unchanged.
-    config: with `on_nonfinite` "skip" the run goes on; the state counts such steps.
-    workdir: where `nonfinite_<step>.npz` is written.
+    saved: the configuration that the checkpoint was made with; None: there is none.
+    config: the one to resume with.
+    step: to resume after.
 
-  Raises:
-    UserError: naming the step and the parameters whose gradient is not finite.
+  Returns:
+    The note; None if the rate is the same.
   """
-  if previous is None or bool(previous[1].finite) or config.on_nonfinite == "skip":
-    return
-  step, report = previous
-  path = Path(workdir) / f"nonfinite_{step:06d}.npz"
-  variables = dict(state.variables())
-  if jax.process_count() > 1:
-    variables = multihost_utils.process_allgather(variables, tiled=True)
-  if jax.process_index() == 0:
-    np.savez(path, **flatten_dict(jax.device_get(variables), sep="/"))
-  names = trees.leaf_names(state.params)
-  norms = np.asarray(report.gradient_norms)
-  bad = [name for name, norm in zip(names, norms, strict=True) if not np.isfinite(norm)]
-  shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-  raise UserError(
-    f"step {step} ({processes.location()}): the loss is {float(report.scalars['loss']):g} and the"
-    f" gradient is not finite in {len(bad)} of {len(names)} parameters ({shown}). The variables"
-    f" are in {path}; the last checkpoint is intact. Lower the learning rate, set"
-    " optimizer.clip_norm, or set --config.on_nonfinite=skip."
+  if not saved:
+    return None
+  before = complete(ConfigDict(saved))
+  was, now = (float(make_schedule(each)(step)) for each in (before, config))
+  if abs(now - was) <= 1e-6 * max(abs(now), abs(was)):
+    return None
+  why = "the schedule has changed"
+  if before.train.num_steps != config.train.num_steps:
+    why = f"the schedule ended at step {before.train.num_steps:,} and ends at"
+    why += f" {config.train.num_steps:,} now"
+  return (
+    f"note: {why}, so the learning rate of step {step + 1:,} goes from {was:.3g} to {now:.3g}. To"
+    " train on with a schedule of its own, use a new --workdir with --config.init_from."
   )

@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax
 
 from effseg_jax import cli, experiment
+from effseg_jax.run import finite
 
-_check_finite = experiment.check_finite
+_check_finite = finite.check_finite
 
 
 class Net(nn.Module):
@@ -41,7 +42,7 @@ def use_net(terminate_at: int = 0) -> None:
     _check_finite(previous, *others)
 
   experiment.make_model = lambda config, num_classes: Net(num_classes)
-  experiment.check_finite = check
+  finite.check_finite = check
 
 
 if __name__ == "__main__":

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
   from effseg_jax.tasks import Task
   from effseg_jax.training.state import Variables
 
-_OFFICIAL_SUFFIXES = (".pth", ".pt", ".pkl", ".npz")
-
 
 def evaluate(
   config: ConfigDict, checkpoint: str | Path, output: str | Path, *, predictions: bool = False
@@ -63,15 +61,19 @@ def evaluate(
   import jax
 
   from effseg_jax import experiment
-  from effseg_jax.training import evaluation, sharding
+  from effseg_jax.run.description import inference_settings
+  from effseg_jax.training import evaluation
 
-  mesh = sharding.make_mesh(config.mesh)
   dataset = experiment.open_dataset(config, config.eval.split)
-  model, variables, task = load(config, checkpoint, experiment.make_task(config.task, dataset))
-  run = experiment.make_evaluation(config, model, task, mesh)
+  # Weights of the loss belong to the classes of the training data, which may be others.
+  fields = {name: value for name, value in config.task.items() if name != "class_weights"}
+  task = experiment.make_task(fields, dataset)
+  model, variables, task = load(config, checkpoint, task)
+  parts = experiment.build(config, eval_dataset=dataset, model=model, task=task)
+  run = parts.evaluate
 
   begin = time.monotonic()
-  result = run(evaluation.variables_on(variables, mesh))
+  result = run(evaluation.variables_on(variables, parts.mesh))
   seconds = time.monotonic() - begin
   if predictions:
     _write_predictions(result, config.task.name, Path(output) / "predictions")
@@ -82,7 +84,7 @@ def evaluate(
       "split": config.eval.split,
       "num_images": len(dataset),
       "seconds": round(seconds, 1),
-      "inference": experiment.inference_settings(config.eval),
+      "inference": inference_settings(config.eval),
     }
     _write(result, facts, Path(output))
     print(result.table)
@@ -105,7 +107,8 @@ def load(
     task: with the data set's classes.
 
   Returns:
-    The model, its variables (host arrays), and the task with the checkpoint's normalisation.
+    The model, its variables (host arrays), and the task as the checkpoint was trained for it: its
+    normalisation above all.
 
   Raises:
     UserError: if nothing can be read there, or if task or classes are not those of the data set.
@@ -113,8 +116,9 @@ def load(
   import effseg_jax
   from effseg_jax import experiment
   from effseg_jax.run.saved_model import load_for_inference
+  from effseg_jax.weights.loading import is_bundle
 
-  if Path(checkpoint).suffix in _OFFICIAL_SUFFIXES:
+  if Path(checkpoint).is_file() and not is_bundle(Path(checkpoint)):
     model = experiment.make_model(config.model, task.num_classes)
     return model, effseg_jax.load_weights(model, checkpoint), task
 
@@ -128,8 +132,17 @@ def load(
         f"note: {checkpoint} was made with model.{key}={card[key]}; the configuration's"
         f" {wanted[key]} is not used"
       )
-  normalisation = {key: tuple(bundle.card["task"][key]) for key in ("mean", "std")}
-  return bundle.model, bundle.variables, dataclasses.replace(task, **normalisation)
+  return bundle.model, bundle.variables, _as_trained(task, bundle.card["task"])
+
+
+def _as_trained(task: Task, card: dict[str, Any]) -> Task:
+  """The task with the fields that the checkpoint was trained with; classes are the data set's."""
+  of_data = ("classes", "palette", "is_thing", "ignore_label", "class_weights")
+  own = {field.name for field in dataclasses.fields(task)} - set(of_data)
+  fields = {name: value for name, value in card.items() if name in own}
+  return dataclasses.replace(
+    task, **{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+  )
 
 
 def _check_classes(

@@ -2,7 +2,9 @@
 
 Any field of the configuration can be set from the command line:
 `--config.train.batch_size=16 --config.optimizer.learning_rate=1e-3`. Started again with the same
-command, a run goes on where its last checkpoint was taken, also with other devices or processes.
+command, a run resumes from its last checkpoint, also with other devices or processes.
+`--config=NAME --help` describes an experiment; `--dry_run` builds everything and stops before the
+first step.
 
 On TPU hosts and under SLURM's `srun` the processes of a run find each other. Elsewhere, start one
 on each host with `--coordinator=HOST0:PORT --num_processes=N --process_id=I`, and a `--workdir`
@@ -12,6 +14,7 @@ that all of them see (docs/scaling.md).
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,27 +37,21 @@ def train(
 ) -> dict[str, Path]:
   """Runs the training that a configuration describes; returns the pictures drawn at the end."""
   from effseg_jax import experiment
-  from effseg_jax.run import chips, clu_parts
+  from effseg_jax.run import chips, clu_parts, finite
   from effseg_jax.run.checkpoint import Checkpointer, initialise_from
   from effseg_jax.run.log import ReportWindow, RunLog, run_summary
   from effseg_jax.run.pace import Pace
   from effseg_jax.run.profile import StepProfiler
   from effseg_jax.run.stopping import StopRequest
   from effseg_jax.run.watch import Watch
-  from effseg_jax.training import sharding
-  from effseg_jax.training import state as state_lib
-  from effseg_jax.training.feed import DeviceFeed
-  from effseg_jax.training.step import compile_train_step, make_train_step
 
-  # The devices, the data, the model and what it is trained for.
-  mesh = sharding.make_mesh(config.mesh)
-  sharding.check_batch_size(config.train.batch_size, mesh, "train.batch_size")
-  dataset = experiment.open_training_data(config)
-  task = experiment.make_task(config.task, dataset)
-  model = experiment.make_model(config.model, task.num_classes)
-  batches = experiment.train_batches(config, dataset, mesh)
-  batch_shapes = experiment.batch_shapes(batches, mesh)
-  evaluate = experiment.make_evaluation(config, model, task, mesh)
+  # Model, data and what is learnt. Everything that can be wrong is wrong here, before any device
+  # works.
+  parts = experiment.build(config)
+  config, description_of_run = parts.config, parts.description
+  processes.require_same(description_of_run.data, "the data")
+  batch_shapes = parts.batch_shapes
+  evaluate = parts.evaluate if config.eval.every else None
 
   with contextlib.ExitStack() as at_end:
     # The working directory, which is this run's alone.
@@ -63,39 +60,31 @@ def train(
     profiler = StepProfiler(profile, workdir)
     at_end.callback(profiler.close)
 
-    # The state, born sharded; from this run's last checkpoint or from other weights, if there are.
-    inputs = experiment.input_shapes(task, batch_shapes)
-    optimizer, schedule = experiment.make_optimizer(config, model, inputs)
-    state = state_lib.init_state(
-      model,
-      inputs,
-      optimizer,
-      seed=config.seed,
-      keep_average=config.train.average_decay > 0,
-      rules=config.mesh.rules,
-      mesh=mesh,
-    )
-    run = experiment.describe_run(config, task, dataset)
+    # The state, from this run's last checkpoint or from other weights, if there are.
     checkpointer = Checkpointer(
-      workdir, run, keep=config.checkpoint.keep, metric=config.eval.best_by
+      workdir, description_of_run, keep=config.checkpoint.keep, metric=config.eval.best_by
     )
+    state = parts.state
     resumed = checkpointer.restore(state)
     if resumed is not None:
       state = resumed
     elif config.init_from:
       state = initialise_from(
-        state, experiment.read_variables(config.init_from, model), config.init_from
+        state, experiment.read_variables(config.init_from, parts.model), config.init_from
       )
-    log.text(run_summary(experiment.describe(config, state, dataset, mesh, workdir)))
-    log.document("parameters.txt", clu_parts.parameter_table(state.params))
-
     step = int(state.step)
+    log.begin(step)
+    log.text(run_summary(experiment.describe(parts, step, workdir)))
+    log.document("parameters.txt", clu_parts.parameter_table(state.params))
     if step >= config.train.num_steps:
       log.text(f"nothing left to do: {workdir} has already reached step {step}")
       return {}
+    changed = experiment.schedule_change(checkpointer.saved_config(), config, step)
+    if changed:
+      log.text(changed)
 
     # The batches from where the state stands, two of them ahead on the devices.
-    feed = DeviceFeed(batches.iterate(start=step), mesh)
+    feed = parts.batches.iterate(start=step)
     at_end.callback(feed.close)
     pace, stop = Pace(step), StopRequest()
     at_end.callback(stop.close)
@@ -105,21 +94,13 @@ def train(
     # The compiled program.
     with pace.pause("the compiler"):
       begin = time.monotonic()
-      train_step = make_train_step(
-        model,
-        task,
-        optimizer,
-        accumulate=config.train.accumulate,
-        average_decay=config.train.average_decay,
-        freeze=config.optimizer.freeze,
-      )
-      train_step = compile_train_step(train_step, state, mesh).lower(state, batch_shapes).compile()
+      train_step = parts.step.lower(state, batch_shapes).compile()
       log.text(f"compiled in {time.monotonic() - begin:.0f} s")
     flops = chips.flops_per_device(train_step)
 
     # The loop.
-    window, stopping = ReportWindow(task), False
-    previous, pictures = None, {}
+    window, stopping = ReportWindow(parts.task, int(state.skipped)), False
+    previous, pictures, table = None, {}, ""
     pace.restart()
     while step < config.train.num_steps and not stopping:
       with pace.waiting("data"):
@@ -127,24 +108,27 @@ def train(
       with profiler.step(step + 1):
         state, report = train_step(state, batch)
       with pace.waiting("device"):
-        experiment.check_finite(previous, state, config, workdir)
+        finite.check_finite(previous, state, config.on_nonfinite, workdir)
       step += 1
       pace.step()
       window.add(report)
       previous = (step, report)
 
       last, stopping = step == config.train.num_steps, stop.at(step)
-      if step % config.log.every == 0 or last:
+      due = functools.partial(_due, step, last)
+      if due(config.log.every):
         with pace.waiting("device"):
           numbers = window.summary()
-        numbers["learning_rate"] = float(schedule(step - 1))
+        # The optimizer counts the steps that changed something.
+        updates = step - window.skipped
+        numbers["learning_rate"] = float(parts.schedule(max(updates - 1, 0)))
         log.train(step, numbers, pace.split(), flops)
         pace.restart()
       metrics = None
-      if step % config.eval.every == 0 or last:
+      if evaluate is not None and due(config.eval.every):
         with pace.pause("the evaluation"):
           result = evaluate(state.eval_variables(), on_batch=pace.touch)
-          metrics = result.scalars
+          metrics, table = result.scalars, result.table
           log.evaluation(step, metrics)
           # Pruned by its sweep: every process ends after this step.
           if trial is not None:
@@ -153,19 +137,64 @@ def train(
             pictures[name] = log.picture(step, name, image)
       with pace.pause("the checkpoint"):
         checkpointer.check()
-        if metrics or step % config.checkpoint.every == 0 or stopping:
+        if metrics or last or stopping or due(config.checkpoint.every):
           checkpointer.save(state, metrics)
 
-    experiment.check_finite(previous, state, config, workdir)
+    finite.check_finite(previous, state, config.on_nonfinite, workdir)
     checkpointer.close()
     if step < config.train.num_steps:
-      log.text(f"stopped at step {step}; the same command goes on from here")
+      log.text(f"stopped at step {step}; the same command resumes from here")
       return pictures
-    log.text(result.table)
+    log.text(table)
     log.text(f"checkpoint: {workdir}/checkpoints    log: {workdir}/metrics.jsonl")
     for name, path in pictures.items():
       log.text(f"{name}: {path}")
   return pictures
+
+
+def _due(step: int, last: bool, every: int) -> bool:
+  """Whether something that happens every so many steps, and at the end, happens now; 0: never."""
+  return every > 0 and (step % every == 0 or last)
+
+
+def dry_run(config: ConfigDict) -> str:
+  """Builds what `train` would, and compiles its step; no step is made and nothing is written.
+
+  Returns:
+    What would happen: data, model, parameters, memory, steps, and the learning rate over time.
+
+  Raises:
+    UserError: for what is wrong with the configuration or the data.
+  """
+  from effseg_jax import experiment
+  from effseg_jax.run import chips, description
+  from effseg_jax.run.log import run_summary
+  from effseg_jax.training import sharding
+
+  parts = experiment.build(config)
+  config = parts.config
+  lines = experiment.describe(parts, 0, "")
+  batch = parts.batch_shapes
+  if config.init_from:
+    experiment.read_variables(config.init_from, parts.model)
+  lines["batch"] = ", ".join(
+    f"{name} {leaf.dtype} {'x'.join(map(str, leaf.shape))}" for name, leaf in batch.items()
+  )
+  lines["evaluation"] = "never"
+  if config.eval.every:
+    parts.evaluate  # noqa: B018 (opens its data)
+    lines["evaluation"] = (
+      f"{config.data.name} {config.eval.split}: {len(parts.eval_dataset):,} examples, every"
+      f" {config.eval.every:,} steps and at the end; the best by {config.eval.best_by} is kept"
+    )
+  begin = time.monotonic()
+  program = parts.step.lower(parts.abstract_state, batch).compile()
+  seconds = time.monotonic() - begin
+  held = sharding.bytes_per_device(parts.abstract_state)
+  lines["memory"] = chips.memory_line(program, held, parts.mesh.devices.flat[0])
+  lines["compiling"] = f"{seconds:.0f} s (kept in the cache)"
+  lines["learning rate"] = description.rates(parts.schedule, config.train.num_steps)
+  return run_summary(lines)
 
 
 def define_flags(values: Flags) -> None:
@@ -181,6 +210,9 @@ def define_flags(values: Flags) -> None:
     "study", None, "Set by effseg sweep: the storage that hears of evaluations.", flag_values=values
   )
   flags.DEFINE_integer("trial", 0, "Set by effseg sweep: the number in it.", flag_values=values)
+  flags.DEFINE_bool(
+    "dry_run", False, "Build everything, say what would happen, and stop.", flag_values=values
+  )
   processes.define_flags(values)
 
 
@@ -188,11 +220,14 @@ def run(values: Flags, arguments: Sequence[str]) -> int | None:
   """Checks the flags and trains."""
   with processes.run(values):
     no_arguments(arguments)
-    if values.config is None or not values.workdir:
+    if values.config is None or not (values.workdir or values.dry_run):
       raise UserError("--config and --workdir are needed; see effseg train --help.")
     logging.set_verbosity(logging.FATAL)  # what orbax tells of errors, we tell in one line
     platform.tune_host_malloc()
     platform.use_compilation_cache()
+    if values.dry_run:
+      print(dry_run(values.config))
+      return
     trial = None
     if values.study:
       from effseg_jax.sweep import study

@@ -1,4 +1,4 @@
-"""How each task is evaluated: what the device computes, what the host counts, what is told.
+"""How each task is evaluated: the step on the device, the accumulation on the host, the report.
 
 One file per task. `training/evaluation.py` runs them: it compiles `step` for the mesh, feeds every
 example once, and asks for the result.
@@ -41,6 +41,15 @@ class EvaluationResult:
 class Evaluator(Protocol):
   """One task's evaluation of one data set; made anew for each pass over it."""
 
+  @staticmethod
+  def metric_names(options: Mapping[str, Any], num_classes: int | None) -> tuple[str, ...]:
+    """The scalars that the result may have.
+
+    Args:
+      options: the settings of the evaluation.
+      num_classes: of the data set; None: it is not known yet.
+    """
+
   def step(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
     """What the device computes of a batch; pure, compiled once.
 
@@ -78,6 +87,22 @@ def make_evaluator(
     UserError: for an unknown task, or settings that make no sense.
   """
   return task_table.find(task_name, "evaluator")(model, task, dataset, options)
+
+
+def metric_names(
+  task_name: str, options: Mapping[str, Any], num_classes: int | None = None
+) -> tuple[str, ...]:
+  """The metrics that a task's evaluation gives, by which the best checkpoint can be chosen.
+
+  Args:
+    task_name: as for `make_evaluator`.
+    options: the settings of the evaluation.
+    num_classes: of the data set; None: those of any data set of the task.
+
+  Raises:
+    UserError: for an unknown task.
+  """
+  return task_table.find(task_name, "evaluator").metric_names(options, num_classes)
 
 
 def sum_over_processes(array: Any) -> np.ndarray:

@@ -51,6 +51,16 @@ class AudioVisualEvaluator:
     else:
       self._scores = SoundingScores(len(dataset))
 
+  @staticmethod
+  def metric_names(options: Mapping[str, Any], num_classes: int | None) -> tuple[str, ...]:
+    """The scalars of the result, see `Evaluator`."""
+    del options
+    binary = ("M_J", "M_F", "F_dataset", "J_frames")
+    semantic = ("M_J", "M_F", "M_J_frames", "M_F_frames")
+    if num_classes is None:
+      return tuple(dict.fromkeys((*binary, *semantic)))
+    return semantic if num_classes > 1 else binary
+
   def step(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[None, jax.Array]:
     """Segments a batch at the masks' size.
 

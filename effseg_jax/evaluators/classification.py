@@ -25,6 +25,12 @@ class ClassificationEvaluator:
     self._model, self._task = model, task
     self._matrix = ConfusionMatrix(task.num_classes)
 
+  @staticmethod
+  def metric_names(options: Mapping[str, Any], num_classes: int | None) -> tuple[str, ...]:
+    """The scalars of the result, see `Evaluator`."""
+    del options, num_classes
+    return ("top1",)
+
   def step(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
     """Classifies a batch; returns counts int32 (K, K)."""
     outputs = self._model.apply(variables, *self._task.model_inputs(batch), train=False)

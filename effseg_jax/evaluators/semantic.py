@@ -49,6 +49,12 @@ class SemanticEvaluator:
     self._samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     self._predictions: dict[int, tuple[tuple[int, ...], bytes]] = {}
 
+  @staticmethod
+  def metric_names(options: Mapping[str, Any], num_classes: int | None) -> tuple[str, ...]:
+    """The scalars of the result, see `Evaluator`."""
+    del options, num_classes
+    return "mIoU", "mean_accuracy", "pixel_accuracy"
+
   def step(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Segments a batch at the labels' size.
 

@@ -18,8 +18,10 @@ from effseg_jax.errors import UserError
 from effseg_jax.evaluators import EvaluationResult, spread, sum_over_processes
 from effseg_jax.inference.mask_readout import MaskInference, Segmentations
 from effseg_jax.inference.segments import instance_result, panoptic_result, segment_on_host
+from effseg_jax.metrics.average_precision import MEASURES as INSTANCE_MEASURES
 from effseg_jax.metrics.average_precision import AveragePrecision
 from effseg_jax.metrics.coco_results import panoptic_prediction, write_detections, write_panoptic
+from effseg_jax.metrics.panoptic import MEASURES as PANOPTIC_MEASURES
 from effseg_jax.metrics.panoptic import PanopticQuality
 from effseg_jax.metrics.segmentation import ConfusionMatrix
 from effseg_jax.pictures import universal as pictures_universal
@@ -56,6 +58,13 @@ class UniversalEvaluator:
     self._precision = AveragePrecision(dataset.class_ids, task.is_thing, official)
     self._matrix = ConfusionMatrix(task.num_classes)
     self._maps = {"panoptic": _CompressedMaps(), "semantic": _CompressedMaps()}
+
+  @staticmethod
+  def metric_names(options: Mapping[str, Any], num_classes: int | None) -> tuple[str, ...]:
+    """The scalars of the result, see `Evaluator`."""
+    del num_classes
+    names = {"panoptic": PANOPTIC_MEASURES, "instance": INSTANCE_MEASURES, "semantic": ("mIoU",)}
+    return tuple(name for kind, own in names.items() if options[kind] for name in own)
 
   def step(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[None, dict[str, Any]]:
     """Class and mask logits of a batch; they become masks in the size of each picture later.

@@ -16,7 +16,7 @@ from effseg_jax.input_pipeline.datasets import coco_json
 from effseg_jax.metrics.coco_results import ImageId, detections, encode_mask
 
 # Names of the first six numbers that COCO's evaluation gives; -1 there means: no such object.
-_MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
 class AveragePrecision:
@@ -130,7 +130,7 @@ class AveragePrecision:
     for row, values in zip(rows, np.moveaxis(precision, 2, 0), strict=True):
       if (values > -1).any():
         per_class[row] = values[values > -1].mean()
-    stats = zip(_MEASURES, evaluation.stats, strict=False)
+    stats = zip(MEASURES, evaluation.stats, strict=False)
     return {name: float(value) for name, value in stats if value >= 0}, per_class
 
   def _evaluate(self) -> Any:

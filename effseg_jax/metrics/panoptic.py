@@ -11,6 +11,9 @@ import numpy as np
 # number of processes finds the same quality. Eight million matches fit.
 _IOU_UNIT = float(2**40)
 
+# Panoptic, segmentation and recognition quality: of all classes, of things and of stuff.
+MEASURES = tuple(name + group for group in ("", "_th", "_st") for name in ("PQ", "SQ", "RQ"))
+
 
 class PanopticQuality:
   """Counts matched, missed and invented segments, in int64 on the host.
@@ -71,12 +74,9 @@ class PanopticQuality:
   def summary(self) -> dict[str, float]:
     """Means over all classes that occur, over things and over stuff: `PQ`, `PQ_th`, `PQ_st`, ..."""
     quality = self.quality()
-    groups = {"": np.ones_like(self.things), "_th": self.things, "_st": ~self.things}
-    means = {}
-    for suffix, chosen in groups.items():
-      for name, values in zip(("PQ", "SQ", "RQ"), quality[chosen].T, strict=True):
-        means[name + suffix] = _mean(values)
-    return means
+    groups = (np.ones_like(self.things), self.things, ~self.things)
+    values = (_mean(column) for chosen in groups for column in quality[chosen].T)
+    return dict(zip(MEASURES, values, strict=True))
 
   def table(self, classes: Sequence[str]) -> str:
     """A text table in percent: a line per class, then the means."""

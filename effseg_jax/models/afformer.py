@@ -8,7 +8,6 @@ work in the frequency domain.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import einops
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effseg_jax.errors import UserError, suggestion
+from effseg_jax.errors import UserError, require_one_of
 from effseg_jax.models import build
 from effseg_jax.models.layers import (
   BatchNorm,
@@ -69,20 +68,13 @@ class Form:
 
   def __post_init__(self) -> None:
     """Raises `UserError` for a value that is none of those above."""
-    _require_one_of("filter_mode", self.filter_mode, FILTER_MODES)
-    _require_one_of("cluster", self.cluster, ("conv", "window_softmax"))
-    _require_one_of("restore", self.restore, ("add", "joint"))
+    require_one_of("filter_mode", self.filter_mode, FILTER_MODES)
+    require_one_of("cluster", self.cluster, ("conv", "window_softmax"))
+    require_one_of("restore", self.restore, ("add", "joint"))
 
 
 FILTER_MODES = ("auto", "spatial", "fft", "fft_circular", "fft_ideal", "vanilla")
 HEAD_KINDS = ("official", "linear", "image")
-
-
-def _require_one_of(field: str, value: str, known: Sequence[str]) -> None:
-  if value not in known:
-    raise UserError(
-      f"{field} is {value!r}; expected one of {', '.join(known)}.{suggestion(value, known)}"
-    )
 
 
 class Cluster(nn.Module):
@@ -576,5 +568,5 @@ def create(name: str, **fields: Any) -> AFFormer:
     variant = {**variant, "filter_mode": "fft_ideal"}
   model = build(AFFormer, name, variant, fields)
   model.form()  # checks its fields now, and not when the model is first used
-  _require_one_of("head", model.head, HEAD_KINDS)
+  require_one_of("head", model.head, HEAD_KINDS)
   return model

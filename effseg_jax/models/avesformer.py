@@ -9,7 +9,7 @@ is a field here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import einops
@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from effseg_jax.errors import UserError, suggestion
+from effseg_jax.errors import UserError, require_one_of
 from effseg_jax.models import build
 from effseg_jax.models.backbones.efficientnet_lite import EFFICIENTNET_LITE, EfficientNetLite
 from effseg_jax.models.backbones.pvt import PVT_V2, PVTv2
@@ -244,9 +244,9 @@ def create(name: str, **fields: Any) -> AVESFormer:
     ("prompt_mode", PROMPT_MODES),
     ("blind_to", BLIND_TO),
   ):
-    _require_one_of(field, getattr(model, field), known)
+    require_one_of(field, getattr(model, field), known)
   for kind in model.stage_types:
-    _require_one_of("stage_types", kind, STAGE_TYPES)
+    require_one_of("stage_types", kind, STAGE_TYPES)
   for field in ("stage_types", "depths", "widths"):
     if len(getattr(model, field)) != 4:
       raise UserError(f"{field} is {getattr(model, field)}; expected one for each of 4 stages.")
@@ -257,10 +257,3 @@ def create(name: str, **fields: Any) -> AVESFormer:
       f" {GROUPS} groups and {model.heads} heads."
     )
   return model
-
-
-def _require_one_of(field: str, value: str, known: Sequence[str]) -> None:
-  if value not in known:
-    raise UserError(
-      f"{field} is {value!r}; expected one of {', '.join(known)}.{suggestion(value, known)}"
-    )

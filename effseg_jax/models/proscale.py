@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from effseg_jax.errors import UserError, suggestion
+from effseg_jax.errors import UserError, require_one_of
 from effseg_jax.models.pixel_decoder import (
   EncoderLayer,
   Features,
@@ -125,11 +125,7 @@ class ProScalePixelDecoder(nn.Module):
     """Raises `UserError` for a value that is none of those above."""
     super().__post_init__()
     for field, known in (("trc_gate", GATES), ("trc_layout", LAYOUTS)):
-      value = getattr(self, field)
-      if value not in known:
-        raise UserError(
-          f"{field} is {value!r}; expected one of {', '.join(known)}.{suggestion(value, known)}"
-        )
+      require_one_of(field, getattr(self, field), known)
     if len(self.layers) != 3 or min(self.layers) < 0:
       raise UserError(f"layers are {self.layers}; expected three numbers, 0 or more.")
 

@@ -146,6 +146,14 @@ class Checkpointer:
       raise self._nothing_left(damaged)
     return None
 
+  def saved_config(self) -> dict[str, Any] | None:
+    """The configuration of the latest checkpoint; None where nothing has been saved yet."""
+    step = self._manager.latest_step()
+    if step is None:
+      return None
+    args = ocp.args.Composite(config=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)["config"]
+
   def check(self) -> None:
     """Raises `UserError` if the storage has refused a checkpoint that is being saved."""
     with storage_errors(self._folder):

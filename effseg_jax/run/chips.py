@@ -48,6 +48,31 @@ def flops_per_device(program: jax.stages.Compiled) -> float:
   return float((cost or {}).get("flops", 0.0))
 
 
+def memory_line(program: jax.stages.Compiled, held: int, device: jax.Device) -> str:
+  """What a compiled step needs of a device's memory, and what there is.
+
+  Args:
+    program: the step.
+    held: bytes of the state on one device.
+    device: one of them.
+  """
+  needed = peak_bytes(program)
+  text = f"state {held / 2**20:,.0f} MiB"
+  if needed is not None:
+    text += f", a step {needed / 2**20:,.0f} MiB"
+  limit = memory_in_use(device).get("device_memory_limit")
+  return f"{text} a device" + (f" of {limit / 2**20:,.0f} MiB" if limit else "")
+
+
+def peak_bytes(program: jax.stages.Compiled) -> int | None:
+  """Bytes of one device's memory that a program needs; None where the compiler does not say."""
+  found = program.memory_analysis()
+  if found is None:
+    return None
+  held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+  return held + found.temp_size_in_bytes + found.generated_code_size_in_bytes
+
+
 def memory_in_use(device: jax.Device) -> dict[str, float]:
   """Peak and limit of a device's memory in bytes; empty where the platform does not say."""
   found = device.memory_stats() or {}

@@ -133,7 +133,7 @@ def account_for(config: ConfigDict, name: str, topology_name: str) -> Account:
   exchanged = compiled.exchanged or []
   largest = max(exchanged, key=lambda entry: entry.nbytes, default=None)
   state = step.state
-  held = ahead_of_time.bytes_per_device
+  held = sharding.bytes_per_device
   return Account(
     config=name,
     topology=topology.name,

@@ -20,13 +20,12 @@ from ml_collections import ConfigDict
 from effseg_jax import experiment
 from effseg_jax.errors import UserError
 from effseg_jax.ops.backend import target_platform
+from effseg_jax.run import chips
 from effseg_jax.scaling import collectives
 from effseg_jax.scaling.program import read_program
 from effseg_jax.scaling.topologies import Topology
 from effseg_jax.training import sharding, trees
-from effseg_jax.training import state as state_lib
 from effseg_jax.training.state import TrainState
-from effseg_jax.training.step import compile_train_step, make_train_step
 
 # A copy on every device of an array that is larger than this deserves a remark.
 _LARGE = 64 * 2**20
@@ -98,35 +97,10 @@ def trace_step(config: ConfigDict, dataset: Any, mesh: Mesh) -> TracedStep:
       configuration.
   """
   begin = time.monotonic()
-  if next_batch_size(config, mesh) != config.train.batch_size:
-    unit = sharding.batch_ways(mesh) * config.train.accumulate
-    raise UserError(
-      f"train.batch_size is {config.train.batch_size}; a multiple of {unit} is needed:"
-      f" data x fsdp devices, times train.accumulate."
-    )
   with target_platform(mesh.devices.flat[0].platform):
-    task = experiment.make_task(config.task, dataset)
-    model = experiment.make_model(config.model, task.num_classes)
-    batch = experiment.batch_shapes(experiment.train_batches(config, dataset, None), mesh)
-    inputs = experiment.input_shapes(task, batch)
-    optimizer, _ = experiment.make_optimizer(config, model, inputs)
-    state = state_lib.abstract_state(
-      model,
-      inputs,
-      optimizer,
-      keep_average=config.train.average_decay > 0,
-      rules=config.mesh.rules,
-      mesh=mesh,
-    )
-    step = make_train_step(
-      model,
-      task,
-      optimizer,
-      accumulate=config.train.accumulate,
-      average_decay=config.train.average_decay,
-      freeze=config.optimizer.freeze,
-    )
-    traced = compile_train_step(step, state, mesh).trace(state, batch)
+    parts = experiment.build(config, dataset=dataset, mesh=mesh)
+    state, batch = parts.abstract_state, parts.batch_shapes
+    traced = parts.step.trace(state, batch)
     products = 2 * _multiply_accumulates(traced.jaxpr.jaxpr)
     lowered = traced.lower()
   return TracedStep(mesh, state, batch, products, lowered, time.monotonic() - begin)
@@ -149,12 +123,10 @@ def compile_step(step: TracedStep) -> CompiledStep:
     seconds, cpu = time.monotonic() - begin, _cpu_seconds() - begin_cpu
     return CompiledStep(needed, needed, None, None, _reason(str(error)), seconds, cpu)
   seconds, cpu = time.monotonic() - begin, _cpu_seconds() - begin_cpu
-  memory = compiled.memory_analysis()
-  held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   program = read_program(_text(compiled))
   return CompiledStep(
-    held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
-    memory.temp_size_in_bytes,
+    chips.peak_bytes(compiled),
+    compiled.memory_analysis().temp_size_in_bytes,
     program.main_memory_bytes(),
     collectives.read_collectives(program, step.mesh),
     "",
@@ -184,14 +156,6 @@ def _without_cache(mesh: Mesh) -> Iterator[None]:
     yield
   finally:
     jax.config.update(setting, seconds)
-
-
-def bytes_per_device(tree: Any) -> int:
-  """Bytes that one device holds of a tree of shapes with shardings."""
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(tree)
-  )
 
 
 @dataclasses.dataclass(frozen=True)

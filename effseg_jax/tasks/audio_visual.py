@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from effseg_jax.errors import UserError, suggestion
+from effseg_jax.errors import require_one_of
 from effseg_jax.metrics.segmentation import ConfusionMatrix, confusion_counts
 from effseg_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from effseg_jax.ops.resize import resize_bilinear
@@ -45,11 +45,7 @@ class AudioVisualTask:
   std: tuple[float, float, float] = IMAGENET_STD
 
   def __post_init__(self) -> None:
-    if self.mask_loss not in MASK_LOSSES:
-      raise UserError(
-        f"task.mask_loss is {self.mask_loss!r}; expected one of {', '.join(MASK_LOSSES)}."
-        f"{suggestion(self.mask_loss, MASK_LOSSES)}"
-      )
+    require_one_of("task.mask_loss", self.mask_loss, MASK_LOSSES)
 
   @classmethod
   def for_dataset(cls, dataset: Any, **options: Any) -> AudioVisualTask:

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from effseg_jax.errors import UserError, require_one_of
 from effseg_jax.metrics.segmentation import ConfusionMatrix, confusion_counts
 from effseg_jax.ops.cross_entropy import upsampled_cross_entropy
 from effseg_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 Batch = Mapping[str, jax.Array]
+
+NORMALIZE_BY = ("all", "valid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,15 @@ class SemanticTask:
   std: tuple[float, float, float] = IMAGENET_STD
   normalize_by: str = "all"
   class_weights: tuple[float, ...] = ()
+
+  def __post_init__(self) -> None:
+    """Raises `UserError` for an unknown word, or weights of other classes."""
+    require_one_of("task.normalize_by", self.normalize_by, NORMALIZE_BY)
+    if self.class_weights and len(self.class_weights) != len(self.classes):
+      raise UserError(
+        f"task.class_weights has {len(self.class_weights)} numbers; expected {len(self.classes)},"
+        " one for each class, or () for 1 each."
+      )
 
   @classmethod
   def for_dataset(cls, dataset: Any, **options: Any) -> SemanticTask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,38 @@ from jax.sharding import Mesh
 from effseg_jax.training import sharding
 
 Batch = dict[str, jax.Array]
+
+
+class DeviceBatches:
+  """The batches of a training, on the devices; each pass may begin at any step.
+
+  Attributes:
+    shapes: of a global batch, with its sharding.
+  """
+
+  def __init__(
+    self,
+    iterate: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    mesh: Mesh,
+  ):
+    """Loads nothing yet.
+
+    Args:
+      iterate: step -> this process's rows of the batches from there on, without end.
+      shapes: of a global batch.
+      mesh: from `sharding.make_mesh`.
+    """
+    self.shapes = shapes
+    self._iterate, self._mesh = iterate, mesh
+
+  def iterate(self, start: int = 0) -> DeviceFeed:
+    """Batches from a step on; `close` the result when done."""
+    return DeviceFeed(self._iterate(start), self._mesh)
+
+  def __iter__(self) -> DeviceFeed:
+    """Batches from the first step on."""
+    return self.iterate()
 
 
 class DeviceFeed:

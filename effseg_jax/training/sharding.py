@@ -168,6 +168,14 @@ def _gather_backward(sharding: NamedSharding, _: None, cotangent: jax.Array) -> 
 _gather.defvjp(lambda x, sharding: (_gather(x, sharding), None), _gather_backward)
 
 
+def bytes_per_device(tree: Any) -> int:
+  """Bytes that one device holds of a tree of shapes with shardings."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Makes global arrays of this process's part of a batch, cut over the mesh."""
   sharding = batch_sharding(mesh)

@@ -19,7 +19,7 @@ from command import ENVIRONMENT, ROOT
 from effseg_jax import experiment
 from effseg_jax.cli import train
 from effseg_jax.errors import UserError
-from effseg_jax.run import processes
+from effseg_jax.run import finite, processes
 
 STEPS, ONE_STOPS, TWO_STOP = 80, 12, 30
 SETTINGS = {
@@ -32,8 +32,8 @@ SETTINGS = {
 
 def run_here(workdir: Path, monkeypatch, terminate_at: int = 0, **settings: object) -> str:
   """Trains in this process, which has four devices; returns what was said."""
-  for name in ("make_model", "check_finite"):
-    monkeypatch.setattr(experiment, name, getattr(experiment, name))
+  monkeypatch.setattr(experiment, "make_model", experiment.make_model)
+  monkeypatch.setattr(finite, "check_finite", finite.check_finite)
   tiny_run.use_net(terminate_at)
   config = small_config.get_config()
   config.update_from_flattened_dict({**SETTINGS, **settings})

@@ -228,7 +228,7 @@ def test_the_account_of_a_step(data_parallel):
   step, compiled = data_parallel
   assert compiled.error == ""
   assert step.batch["image"].shape == (4, small_config.SIZE, small_config.SIZE, 3)
-  held = ahead_of_time.bytes_per_device(step.state)
+  held = sharding.bytes_per_device(step.state)
   assert held == _nbytes(step.state)
   assert compiled.peak_bytes > held
   assert compiled.moved_bytes > held
@@ -240,7 +240,7 @@ def test_the_account_of_a_step(data_parallel):
 
 def test_parameters_that_are_cut_are_gathered_and_nothing_else_is():
   step, compiled = _compiled(small_config.get_config(), (1, 4, 1), jax.devices())
-  assert ahead_of_time.bytes_per_device(step.state.params) < 0.6 * _nbytes(step.state.params)
+  assert sharding.bytes_per_device(step.state.params) < 0.6 * _nbytes(step.state.params)
   largest = max(leaf.size * 4 for leaf in jax.tree.leaves(step.state.params))
   gathers = [entry for entry in compiled.exchanged if entry.kind == "all-gather"]
   assert gathers
