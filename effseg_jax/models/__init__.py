@@ -46,6 +46,10 @@ _CATALOGUE = {
   "segformer_b3": "effseg_jax.models.segformer",
   "segformer_b4": "effseg_jax.models.segformer",
   "segformer_b5": "effseg_jax.models.segformer",
+  "efficientvit_b0": "effseg_jax.models.efficientvit",
+  "efficientvit_b1": "effseg_jax.models.efficientvit",
+  "efficientvit_b2": "effseg_jax.models.efficientvit",
+  "efficientvit_b3": "effseg_jax.models.efficientvit",
 }
 
 

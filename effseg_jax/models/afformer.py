@@ -28,6 +28,7 @@ from effseg_jax.models.layers import (
   GroupNorm,
   conv_init,
 )
+from effseg_jax.models.ssa_seg import TEACHERS, SSAHead
 from effseg_jax.ops import backend, fourier
 from effseg_jax.ops.conv import depthwise_conv_by_groups, windows
 from effseg_jax.ops.pool import adaptive_average_matrix
@@ -74,7 +75,7 @@ class Form:
 
 
 FILTER_MODES = ("auto", "spatial", "fft", "fft_circular", "fft_ideal", "vanilla")
-HEAD_KINDS = ("official", "linear", "image")
+HEAD_KINDS = ("official", "linear", "image", "ssa")
 
 
 class Cluster(nn.Module):
@@ -482,7 +483,8 @@ class AFFormer(nn.Module):
     num_classes: classes.
     in_channels: channels of the images.
     features_only: return the four stages' features instead of logits.
-    head: "official"; "linear": one linear layer; "image": one for the whole image's mean feature.
+    head: "official"; "linear": one linear layer; "image": one for the whole image's mean feature;
+      "ssa": the official one with the classifier of `models/ssa_seg.py`.
     drop_path: stochastic-depth rate of the last block.
     dropout: rate of dropped channels in the official head.
     remat: compute each stage again in the backward pass instead of keeping its activations.
@@ -491,6 +493,7 @@ class AFFormer(nn.Module):
     share_filters: see `Form`.
     cluster: see `Form`.
     restore: see `Form`.
+    ssa_teacher: of the head "ssa" in training, "shared" or "own".
     dtype: of the computation; parameters, statistics and logits are float32.
   """
 
@@ -508,6 +511,7 @@ class AFFormer(nn.Module):
   share_filters: bool = True
   cluster: str = "conv"
   restore: str = "add"
+  ssa_teacher: str = "shared"
   dtype: Dtype = jnp.float32
 
   def form(self) -> Form:
@@ -524,7 +528,7 @@ class AFFormer(nn.Module):
 
     Returns:
       Logits float32 (B, ceil(H/8), ceil(W/8), num_classes), (B, num_classes) with the head "image",
-      or the features of the four stages.
+      or the features of the four stages. In training with the head "ssa", all that its losses take.
 
     Raises:
       UserError: if an image is smaller than 32x32 or has other channels.
@@ -547,7 +551,9 @@ class AFFormer(nn.Module):
     features = backbone(images, train)
     if self.features_only:
       return features
-    if self.head == "official":
+    if self.head == "ssa":
+      head = SSAHead(self.num_classes, self.dropout, self.ssa_teacher, self.dtype, name="head")
+    elif self.head == "official":
       head = Head(self.num_classes, self.dropout, self.dtype, name="head")
     else:
       head = LinearHead(self.num_classes, self.head == "image", self.dtype, name="head")
@@ -569,4 +575,5 @@ def create(name: str, **fields: Any) -> AFFormer:
   model = build(AFFormer, name, variant, fields)
   model.form()  # checks its fields now, and not when the model is first used
   require_one_of("head", model.head, HEAD_KINDS)
+  require_one_of("ssa_teacher", model.ssa_teacher, TEACHERS)
   return model

@@ -40,6 +40,7 @@ from effseg_jax.models.afformer import FrequencyFilters, Stage
 from effseg_jax.models.avesformer import AVESFormer
 from effseg_jax.models.backbones.resnet import FrozenBatchNorm
 from effseg_jax.models.backbones.vggish import PATCH, VGGish
+from effseg_jax.models.efficientvit import EfficientViT, MultiScaleAttention
 from effseg_jax.models.layers import BatchNorm, GroupNorm
 from effseg_jax.models.mask2former import STRIDE, Attention, Mask2Former, MaskedAttentionDecoder
 from effseg_jax.models.pixel_decoder import DeformableAttention, MaskFeatures
@@ -51,7 +52,7 @@ from effseg_jax.ops import fourier
 from effseg_jax.ops.backend import target_platform
 
 # Models whose papers count products and nothing else.
-_PRODUCTS_ALONE = (SegFormer,)
+_PRODUCTS_ALONE = (SegFormer, EfficientViT)
 
 _POOL, _RESIZE, _BATCH_NORM, _NORM, _SAMPLE = 1, 4, 2, 5, 4  # fvcore's cost per element
 
@@ -222,6 +223,8 @@ def _cost_of_call(module: nn.Module, args: Sequence[Any], outputs: Any) -> int:
 
 def _products_of_published_order(module: nn.Module, args: Sequence[Any]) -> int:
   """Products of the published order of operations, less those of ours, in a module's call."""
+  if isinstance(module, MultiScaleAttention):  # keys are summed by a product with ones, twice
+    return 2 * args[0].size
   if not isinstance(module, (SegFormerHead, MMSegHead)):
     return 0
   levels, square = args[0], module.features**2

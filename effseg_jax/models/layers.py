@@ -82,6 +82,7 @@ class DepthwiseConv(nn.Module):
     kernel_size: odd.
     stride: along both axes.
     use_bias: whether a bias is added.
+    kernel_init: initialiser of the kernel.
     formulation: of the convolution, see `ops.conv.depthwise_conv`; or "circular": borders wrap.
     tensorflow_padding: see `Conv`.
     kernel_init: initialiser of the kernel.
@@ -91,6 +92,7 @@ class DepthwiseConv(nn.Module):
   kernel_size: int = 3
   stride: int = 1
   use_bias: bool = False
+  kernel_init: Any = depthwise_init
   formulation: str = "auto"
   tensorflow_padding: bool = False
   kernel_init: Any = depthwise_init

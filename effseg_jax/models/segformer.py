@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from effseg_jax.errors import UserError, suggestion
+from effseg_jax.errors import UserError, require_one_of
 from effseg_jax.models import build
 from effseg_jax.models.backbones.pvt import HEADS, REDUCTIONS, PVTv2
 from effseg_jax.models.layers import BatchNorm, Conv, ConvNorm, conv_init
@@ -289,9 +289,5 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 def create(name: str, **fields: Any) -> SegFormer:
   """Creates `segformer_b0` to `segformer_b5`."""
   model = build(SegFormer, name, _VARIANTS[name], fields)
-  if model.head not in HEAD_KINDS:
-    raise UserError(
-      f"head is {model.head!r}; expected one of {', '.join(HEAD_KINDS)}."
-      f"{suggestion(model.head, HEAD_KINDS)}"
-    )
+  require_one_of("head", model.head, HEAD_KINDS)
   return model

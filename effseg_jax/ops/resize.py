@@ -1,4 +1,4 @@
-"""Resizing as PyTorch defines it: bilinear, and matrices of bicubic resizes along one axis."""
+"""Bilinear and bicubic resizing as PyTorch defines it, and matrices of antialiased resizes."""
 
 from __future__ import annotations
 
@@ -89,6 +89,25 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
   near = ((a + 2.0) * x - (a + 3.0)) * x**2 + 1.0
   far = a * (((x - 5.0) * x + 8.0) * x - 4.0)
   return np.where(x <= 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def resize_bicubic(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Resizes both spatial axes: `F.interpolate(mode="bicubic", align_corners=False)`.
+
+  Args:
+    x: (B, H, W, C), floating.
+    size: (rows, cols) of the result.
+
+  Returns:
+    (B, rows, cols, C) of the same dtype.
+  """
+  if x.shape[1] != size[0]:
+    matrix = jnp.asarray(bicubic_matrix(size[0], x.shape[1]), x.dtype)
+    x = jnp.einsum("yh,bhwc->bywc", matrix, x, precision="highest")
+  if x.shape[2] != size[1]:
+    matrix = jnp.asarray(bicubic_matrix(size[1], x.shape[2]), x.dtype)
+    x = jnp.einsum("xw,bywc->byxc", matrix, x, precision="highest")
+  return x
 
 
 def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = False) -> jax.Array:

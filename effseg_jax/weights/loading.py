@@ -39,6 +39,7 @@ _NAMES = {
   "effseg_jax.models.afformer.AFFormer": "effseg_jax.weights.afformer",
   "effseg_jax.models.avesformer.AVESFormer": "effseg_jax.weights.avesformer",
   "effseg_jax.models.backbones.vggish.VGGish": "effseg_jax.weights.vggish",
+  "effseg_jax.models.efficientvit.EfficientViT": "effseg_jax.weights.efficientvit",
   "effseg_jax.models.eomt.EoMT": "effseg_jax.weights.eomt",
   "effseg_jax.models.segvit.SegViT": "effseg_jax.weights.segvit",
   "effseg_jax.models.setr.SETR": "effseg_jax.weights.setr",
