@@ -298,6 +298,7 @@ _OF_TASK: dict[str, dict[str, Rule]] = {
     "eval.stride": _SIZE,
     "eval.scales": Several(_POSITIVE, least=1),
     "eval.flip": Switch(),
+    "eval.interpolation": Word(("bilinear", "bicubic")),
   },
   "classification": {
     "task.label_smoothing": _BELOW_ONE,
@@ -366,8 +367,18 @@ _OF_TASK: dict[str, dict[str, Rule]] = {
   },
 }
 
+_OF_TASK["semantic_ssa"] = {
+  **_OF_TASK["semantic"],
+  "task.distill": _WEIGHT,
+  "task.boundary_width": Number(2, whole=True),
+  "task.as_printed": Switch(),
+}
+
 # Fields that have a default where they are read; all others of a task are required.
-_OPTIONAL = ("model.", "task.", "data.augment.", "data.options.", "data.mixture", "eval.pictures")
+_OPTIONAL = (
+  *("model.", "task.", "data.augment.", "data.options.", "data.mixture", "eval.pictures"),
+  "eval.interpolation",
+)
 
 
 def fields(task: str) -> Mapping[str, Rule]:

@@ -11,7 +11,12 @@ from effseg_jax.configs import defaults
 
 def afformer(variant: str, **fields: Any) -> ConfigDict:
   """The model `afformer_<variant>`: `tiny`, `small` or `base`; with `_fft`, the spectral models."""
-  return ConfigDict({"name": f"afformer_{variant}", "dtype": "float32", "remat": False, **fields})
+  return network(f"afformer_{variant}", **fields)
+
+
+def network(name: str, **fields: Any) -> ConfigDict:
+  """A model by name: computed in float32, keeping its activations, unless fields say otherwise."""
+  return ConfigDict({"name": name, "dtype": "float32", "remat": False, **fields})
 
 
 def recipe(
@@ -88,3 +93,101 @@ def evaluate_whole_images(
   """
   config.eval.update(defaults.whole_image(scale=scale, multiple=multiple))
   config.eval.update({"batch_size": batch_size, "every": every})
+
+
+def ade20k(model: ConfigDict, crop: int = 512) -> ConfigDict:
+  """MMSegmentation's data, augmentation and evaluation of ADE20K: 160,000 steps of 16 images.
+
+  Args:
+    model: of `network`.
+    crop: side of a training example; the short side of images is as long.
+  """
+  config = recipe(
+    model,
+    data="ade20k",
+    root="data/ADEChallengeData2016",
+    splits=("training", "validation"),
+    scale=(2048, crop),
+    crop=(crop, crop),
+    normalize_by="all",
+    batch_size=16,
+    num_steps=160_000,
+  )
+  evaluate_whole_images(config, scale=(2048, crop), multiple=32, batch_size=8, every=5000)
+  return config
+
+
+def cityscapes(model: ConfigDict) -> ConfigDict:
+  """MMSegmentation's data, augmentation and evaluation of Cityscapes: 160,000 steps of 8 images."""
+  config = recipe(
+    model,
+    data="cityscapes",
+    root="data/cityscapes",
+    splits=("train", "val"),
+    scale=(2048, 1024),
+    crop=(1024, 1024),
+    normalize_by="all",
+    batch_size=8,
+    num_steps=160_000,
+  )
+  config.data.options.labels = "auto"  # or "ids", "train_ids"
+  evaluate_whole_images(config, scale=(2048, 1024), multiple=32, batch_size=8, every=5000)
+  config.eval.crop, config.eval.stride = (1024, 1024), (768, 768)  # of eval.mode="slide"
+  return config
+
+
+def coco_stuff(model: ConfigDict, *, large: bool) -> ConfigDict:
+  """COCO-Stuff, 171 classes: 80,000 steps of 16 images.
+
+  Args:
+    model: of `network`.
+    large: of the 164 thousand images, or the 10 thousand.
+  """
+  config = recipe(
+    model,
+    data="coco_stuff_164k" if large else "coco_stuff_10k",
+    root="data/coco_stuff164k" if large else "data/coco_stuff10k",
+    splits=("train2017", "val2017") if large else ("train2014", "test2014"),
+    scale=(2048, 512),
+    crop=(512, 512),
+    normalize_by="all",
+    batch_size=16,
+    num_steps=80_000,
+  )
+  if large:
+    config.data.options.labels = "auto"  # or "ids", "train_ids"
+  evaluate_whole_images(config, scale=(2048, 512), multiple=1, batch_size=8, every=5000)
+  return config
+
+
+# Square root of the median-frequency weights of SegNet's prototxt, in class order.
+_CAMVID_WEIGHTS = (0.509, 0.427, 2.136, 0.376, 0.951, 0.619, 3.106, 1.357, 0.826, 2.500, 2.713)
+
+
+def camvid(model: ConfigDict) -> ConfigDict:
+  """CamVid from random weights, with everything but the model as `configs/afformer/camvid.py` says.
+
+  Args:
+    model: of `network`.
+  """
+  config = recipe(
+    model,
+    data="camvid",
+    root="data/camvid",
+    splits=("train", "val"),  # "trainval" for the final model
+    scale=(480, 360),
+    crop=(320, 320),
+    normalize_by="valid",
+    batch_size=8,
+    num_steps=2400,
+    average_decay=0.998,
+  )
+  config.task.class_weights = _CAMVID_WEIGHTS
+  # Sequences of train that are trained on; `rest` is then a split with the others. Empty: all.
+  config.data.options.sequences = ""
+  config.data.augment.ratio = (0.75, 2.25)
+  config.optimizer = defaults.adamw(learning_rate=1.5e-3, weight_decay=0.02)
+  config.schedule = defaults.poly(warmup_steps=150, power=0.9)
+  evaluate_whole_images(config, scale=(720, 540), multiple=1, batch_size=4, every=400)
+  config.checkpoint.every = 200
+  return config

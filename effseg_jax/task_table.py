@@ -41,13 +41,6 @@ TASKS = {
     evaluator="effseg_jax.evaluators.semantic:SemanticEvaluator",
     predictor="effseg_jax.prediction.semantic:segmenter",
   ),
-  "semantic_ssa": Parts(
-    task="effseg_jax.tasks.ssa_seg:SSASegTask",
-    transforms="effseg_jax.input_pipeline.transforms:semantic_transforms",
-    eval_batches="effseg_jax.input_pipeline.eval_batches:semantic_eval_batches",
-    evaluator="effseg_jax.evaluators.semantic:SemanticEvaluator",
-    predictor="effseg_jax.prediction.semantic:SemanticPredictor",
-  ),
   "classification": Parts(
     task="effseg_jax.tasks.classification:ClassificationTask",
     transforms="effseg_jax.input_pipeline.transforms_classification:classification_transforms",
@@ -69,6 +62,11 @@ TASKS = {
     predictor="effseg_jax.prediction.audio_visual:ClipSegmenter",
   ),
 }
+
+# Everything but the loss is semantic segmentation's.
+TASKS["semantic_ssa"] = dataclasses.replace(
+  TASKS["semantic"], task="effseg_jax.tasks.ssa_seg:SSASegTask"
+)
 
 
 def find(task: str, part: str) -> Any:

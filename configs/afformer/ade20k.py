@@ -22,18 +22,7 @@ def get_config(variant: str = "base") -> ConfigDict:
   Args:
     variant: `tiny`, `small` or `base`; with `_fft`, the spectral models.
   """
-  config = semantic.recipe(
-    semantic.afformer(variant),
-    data="ade20k",
-    root="data/ADEChallengeData2016",
-    splits=("training", "validation"),
-    scale=(2048, 512),
-    crop=(512, 512),
-    normalize_by="all",
-    batch_size=16,
-    num_steps=160_000,
-  )
+  config = semantic.ade20k(semantic.afformer(variant))
   config.optimizer = defaults.adamw(learning_rate=3e-4, weight_decay=0.01)
   config.schedule = defaults.poly(warmup_steps=1500)
-  semantic.evaluate_whole_images(config, scale=(2048, 512), multiple=32, batch_size=8, every=5000)
   return config

@@ -22,21 +22,7 @@ def get_config(variant: str = "base") -> ConfigDict:
   Args:
     variant: `tiny`, `small` or `base`; with `_fft`, the spectral models.
   """
-  config = semantic.recipe(
-    semantic.afformer(variant),
-    data="cityscapes",
-    root="data/cityscapes",
-    splits=("train", "val"),
-    scale=(2048, 1024),
-    crop=(1024, 1024),
-    normalize_by="all",
-    batch_size=8,
-    num_steps=160_000,
-  )
-  config.data.options = ConfigDict({"labels": "auto"})  # or "ids", "train_ids"
+  config = semantic.cityscapes(semantic.afformer(variant))
   config.optimizer = defaults.adamw(learning_rate=4e-4, weight_decay=0.01)
   config.schedule = defaults.poly(warmup_steps=1500)
-  semantic.evaluate_whole_images(config, scale=(2048, 1024), multiple=32, batch_size=8, every=5000)
-  config.eval.crop = (1024, 1024)
-  config.eval.stride = (768, 768)
   return config

@@ -26,20 +26,7 @@ def get_config(variant: str = "base") -> ConfigDict:
       large data set.
   """
   large = variant.endswith("_164k")
-  config = semantic.recipe(
-    semantic.afformer(variant.removesuffix("_164k")),
-    data="coco_stuff_164k" if large else "coco_stuff_10k",
-    root="data/coco_stuff164k" if large else "data/coco_stuff10k",
-    splits=("train2017", "val2017") if large else ("train2014", "test2014"),
-    scale=(2048, 512),
-    crop=(512, 512),
-    normalize_by="all",
-    batch_size=16,
-    num_steps=80_000,
-  )
-  if large:
-    config.data.options = ConfigDict({"labels": "auto"})  # or "ids", "train_ids"
+  config = semantic.coco_stuff(semantic.afformer(variant.removesuffix("_164k")), large=large)
   config.optimizer = defaults.adamw(learning_rate=3e-4, weight_decay=0.01)
   config.schedule = defaults.poly(warmup_steps=1500)
-  semantic.evaluate_whole_images(config, scale=(2048, 512), multiple=1, batch_size=8, every=5000)
   return config

@@ -134,4 +134,5 @@ def inference_options(options: Mapping[str, Any]) -> Inference:
     stride=tuple(options["stride"]),
     scales=tuple(options["scales"]),
     flip=options["flip"],
+    interpolation=options.get("interpolation", "bilinear"),
   )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from effseg_jax.ops.resize import resize_bilinear
+from effseg_jax.ops.resize import PYTORCH_CUBIC, cubic, resize_bilinear
 
 Forward = Callable[[jax.Array], jax.Array]
 
@@ -27,6 +27,8 @@ class Inference:
     stride: rows and columns between windows.
     scales: factors of the network's input size; class probabilities are averaged over them.
     flip: also average over the mirrored image.
+    interpolation: of the logits: "bilinear", to the network's input and on to the original size; or
+      "bicubic" (PyTorch's, a = -0.75), of whole images once, to the original size.
   """
 
   mode: str = "whole"
@@ -34,6 +36,7 @@ class Inference:
   stride: tuple[int, int] = (341, 341)
   scales: tuple[float, ...] = (1.0,)
   flip: bool = False
+  interpolation: str = "bilinear"
 
 
 def class_scores(
@@ -60,7 +63,7 @@ def class_scores(
   """
   total, count = 0.0, num_views(inference)
   for logits in view_logits(forward, images, inference):
-    scores = resize_to_labels(logits, label_size, label_shape)
+    scores = resize_to_labels(logits, label_size, label_shape, inference.interpolation)
     if count == 1:
       return scores
     total += jax.nn.softmax(scores) / count
@@ -123,16 +126,24 @@ def class_map(
 
 
 def full_logits(forward: Forward, images: jax.Array, inference: Inference) -> jax.Array:
-  """Logits at the images' own size, float32 (B, h, w, K), of the whole image or of windows."""
+  """Logits at the images' own size, float32 (B, h, w, K), of the whole image or of windows.
+
+  Those of whole images that are resized once come as they are.
+  """
   if inference.mode == "whole":
-    return resize_bilinear(forward(images).astype(jnp.float32), images.shape[1:3])
+    logits = forward(images).astype(jnp.float32)
+    once = inference.interpolation == "bicubic"
+    return logits if once else resize_bilinear(logits, images.shape[1:3])
   return _slide(forward, images, inference)
 
 
 def resize_to_labels(
-  logits: jax.Array, label_size: jax.Array, label_shape: tuple[int, int]
+  logits: jax.Array,
+  label_size: jax.Array,
+  label_shape: tuple[int, int],
+  interpolation: str = "bilinear",
 ) -> jax.Array:
-  """Bilinear resize of each example to its own size, inside a common shape.
+  """Resizes each example to its own size, inside a common shape.
 
   The sizes are data and not shapes: images of many sizes share one program.
 
@@ -140,6 +151,7 @@ def resize_to_labels(
     logits: (B, h, w, K).
     label_size: int32 (B, 2).
     label_shape: (Hb, Wb).
+    interpolation: "bilinear" or "bicubic".
 
   Returns:
     (B, Hb, Wb, K); pixels beyond an example's size repeat its border.
@@ -147,18 +159,35 @@ def resize_to_labels(
   if logits.shape[1:3] == tuple(label_shape):
     same = jnp.all(label_size == jnp.asarray(label_shape))
     return jax.lax.cond(
-      same, lambda x: x, lambda x: _resize_each(x, label_size, label_shape), logits
+      same, lambda x: x, lambda x: _resize_each(x, label_size, label_shape, interpolation), logits
     )
-  return _resize_each(logits, label_size, label_shape)
+  return _resize_each(logits, label_size, label_shape, interpolation)
 
 
-def _resize_each(logits, label_size, label_shape):
+def _resize_each(logits, label_size, label_shape, interpolation):
+  lines = _take_lines if interpolation == "bilinear" else _take_lines_bicubic
+
   def one(image: jax.Array, size: jax.Array) -> jax.Array:
     for axis in (0, 1):
-      image = _take_lines(image, axis, size[axis], label_shape[axis])
+      image = lines(image, axis, size[axis], label_shape[axis])
     return image
 
   return jax.vmap(one)(logits, label_size)
+
+
+def _take_lines_bicubic(x: jax.Array, axis: int, size: jax.Array, length: int) -> jax.Array:
+  """`_take_lines`, bicubic: four neighbours, those beyond the ends replaced by the last ones."""
+  source = x.shape[axis]
+  position = (jnp.arange(length, dtype=jnp.float32) + 0.5) * (source / size) - 0.5
+  lower = jnp.floor(position)
+  shape = [1, 1, 1]
+  shape[axis] = length
+  total = 0.0
+  for tap in range(-1, 3):
+    index = jnp.clip(lower.astype(jnp.int32) + tap, 0, source - 1)
+    weight = cubic(position - lower - tap, PYTORCH_CUBIC).reshape(shape)
+    total += jnp.take(x, index, axis=axis) * weight
+  return total
 
 
 def _take_lines(

@@ -268,7 +268,7 @@ class Head(nn.Module):
     depth: bottlenecks.
     num_classes: output channels.
     expand_ratio: of the bottlenecks.
-    head_expand: hidden channels of the classifier per channel; None: it has no hidden layer.
+    head_expand: hidden channels of the classifier per channel; None or 0: no hidden layer.
     remat: compute each bottleneck again in the backward pass.
     dtype: of the computation; upsampling is float32.
   """
@@ -296,7 +296,7 @@ class Head(nn.Module):
         self.features, 1, self.expand_ratio, True, self.dtype, name=f"block_{index}"
       )
       x = x + conv(x, train)
-    if self.head_expand is not None:
+    if self.head_expand:
       hidden = self.head_expand * self.features
       x = Layer(hidden, dtype=self.dtype, name="hidden")(x, train)
     conv = Conv(
@@ -316,7 +316,7 @@ class EfficientViT(nn.Module):
     head_depth: its bottlenecks.
     expand_ratio: hidden channels per channel, in every bottleneck.
     head_expand: hidden channels of the classifier per channel, 4 in the models for Cityscapes;
-      None: no hidden layer, as in those for ADE20K.
+      None or 0: no hidden layer, as in those for ADE20K.
     num_classes: classes.
     in_channels: channels of the images.
     features_only: return the four stages' maps instead of logits.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+PYTORCH_CUBIC = -0.75  # its kernel's parameter, and OpenCV's; elsewhere it is often -0.5
 
 
 def source_coordinates(
@@ -60,7 +63,7 @@ def bicubic_matrix(size: int, source_size: int) -> np.ndarray:
   matrix = np.zeros((size, source_size))
   for tap in range(-1, 3):
     source = np.clip(lower + tap, 0, source_size - 1)
-    np.add.at(matrix, (np.arange(size), source), _cubic(x - (lower + tap), -0.75))
+    np.add.at(matrix, (np.arange(size), source), cubic(x - (lower + tap), PYTORCH_CUBIC))
   return matrix
 
 
@@ -79,16 +82,17 @@ def antialiased_bicubic_matrix(size: int, source_size: int) -> np.ndarray:
   """
   widening = max(source_size / size, 1.0)
   centre = (np.arange(size) + 0.5) * source_size / size - 0.5
-  matrix = _cubic((np.arange(source_size) - centre[:, None]) / widening, -0.5)
+  matrix = cubic((np.arange(source_size) - centre[:, None]) / widening, -0.5)
   return matrix / matrix.sum(axis=1, keepdims=True)
 
 
-def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-  """Keys' cubic convolution kernel (1981, equation 15)."""
-  x = np.abs(x)
+def cubic(x: Any, a: float) -> Any:
+  """Keys' cubic convolution kernel (1981, equation 15), of numpy or jax arrays."""
+  xp = jnp if isinstance(x, jax.Array) else np
+  x = xp.abs(x)
   near = ((a + 2.0) * x - (a + 3.0)) * x**2 + 1.0
   far = a * (((x - 5.0) * x + 8.0) * x - 4.0)
-  return np.where(x <= 1.0, near, np.where(x < 2.0, far, 0.0))
+  return xp.where(x <= 1.0, near, xp.where(x < 2.0, far, 0.0))
 
 
 def resize_bicubic(x: jax.Array, size: tuple[int, int]) -> jax.Array:

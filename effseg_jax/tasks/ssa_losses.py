@@ -20,13 +20,13 @@ def near_boundaries(labels: jax.Array, num_classes: int, width: int = 4) -> jax.
   Args:
     labels: int (B, H, W), a class, or another number for no class.
     num_classes: K.
-    width: of the band in pixels, half of them on each side; even.
+    width: of the band in pixels, half of them (rounded down) on each side.
 
   Returns:
     bool (B, H, W).
   """
   counted = (labels >= 0) & (labels < num_classes)
-  size = width + 1
+  size = 2 * (width // 2) + 1
   highest = jnp.where(counted, labels, -1)[..., None]
   lowest = jnp.where(counted, labels, num_classes)[..., None]
   highest = jnp.stack(windows(highest, size, fill=-1)).max(0)[..., 0]

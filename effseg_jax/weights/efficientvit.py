@@ -92,7 +92,7 @@ def _head(model: EfficientViT) -> Iterator[Row]:
   for index in range(model.head_depth):
     yield from _bottleneck(f"head.middle.op_list.{index}.main", f"head/block_{index}", norms=True)
   name, last = "head.output_ops.0.op_list", 0
-  if model.head_expand is not None:
+  if model.head_expand:
     yield from _layer(f"{name}.0", "head/hidden")
     last = 1
   yield from table.conv(f"{name}.{last}.conv", "params/head/classify", bias=True)
