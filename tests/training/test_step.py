@@ -122,6 +122,14 @@ def test_the_curve_does_not_depend_on_the_mesh(one_device, axes):
     assert "fsdp" in str(state.params["conv"]["kernel"].sharding.spec)
 
 
+def test_a_new_state_does_not_depend_on_the_mesh():
+  one, four = (
+    _run(axes, steps=0, devices=jax.devices()[:count], average=0.9)[1]
+    for axes, count in ((ONE, 1), ({"data": 2, "fsdp": 2, "model": 1}, 4))
+  )
+  jax.tree.map(np.testing.assert_array_equal, one, four)
+
+
 def test_the_loss_falls(one_device):
   losses = one_device[0]
   assert losses[-1] < 0.6 * losses[0]
