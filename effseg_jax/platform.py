@@ -18,6 +18,8 @@ MALLOC_VARIABLE = "EFFSEG_MALLOC"
 # glibc's mallopt() parameter numbers.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# Where the driver of an NVIDIA GPU shows itself.
+_NVIDIA = (Path("/proc/driver/nvidia/gpus"), Path("/dev/nvidia0"))
 # Address space of the heap for which huge pages are requested; memory is used once it is written.
 _HUGE_HEAP = 4 << 30
 
@@ -87,20 +89,53 @@ def _request_huge_pages(libc: ctypes.CDLL) -> None:
   libc.free(block)
 
 
-def use_compilation_cache(directory: str | os.PathLike[str] | None = None) -> Path:
+def use_compilation_cache(directory: str | os.PathLike[str] | None = None) -> Path | None:
   """Keeps compiled programs on disk, so that the second start of the same program is quick.
 
   Args:
     directory: where to; default `$JAX_COMPILATION_CACHE_DIR`, else `~/.cache/effseg_jax`.
 
   Returns:
-    The directory.
+    The directory; None where it cannot be written to, or there is no home folder: then nothing is
+    kept.
   """
-  import jax  # deferred: this module is imported before a device is chosen
-
   directory = directory or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-  path = Path(directory) if directory else Path.home() / ".cache" / "effseg_jax"
-  jax.config.update("jax_compilation_cache_dir", str(path))
+  try:
+    if directory and "://" in str(directory):  # a bucket, which jax opens itself
+      return _cache_in(str(directory))
+    path = Path(directory) if directory else Path.home() / ".cache" / "effseg_jax"
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+      return _without_cache()
+  except (OSError, RuntimeError):  # RuntimeError: no account, hence no home
+    return _without_cache()
+  return _cache_in(str(path))
+
+
+def _cache_in(place: str) -> Path:
+  import jax
+
+  jax.config.update("jax_compilation_cache_dir", place)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-  return path
+  return Path(place)
+
+
+def _without_cache() -> None:
+  import jax
+
+  jax.config.update("jax_compilation_cache_dir", None)
+
+
+def unused_gpu() -> str | None:
+  """A note where jax computes on the CPU although the machine has an NVIDIA GPU, and the cure."""
+  import jax
+
+  platforms = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+  if jax.default_backend() != "cpu" or platforms or not any(path.exists() for path in _NVIDIA):
+    return None
+  return (
+    "note: this machine has an NVIDIA GPU, but jax does not use it and computes on the CPU."
+    " pip install 'effseg_jax[cuda]' installs what is missing (or JAX_PLATFORMS=cpu says that the"
+    " CPU is meant); nvidia-smi shows whether the driver works."
+  )

@@ -22,6 +22,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from effseg_jax.errors import UserError, friendly_exit, suggestion
+from effseg_jax.run.memory import memory_errors
 
 # What one wants to do -> command -> what it does. Each command is a module of this package.
 COMMANDS = {
@@ -132,10 +133,16 @@ def execute_module(command: Any, usage: str, argv: Sequence[str] | None = None) 
     if any(word in ("-h", "--help", "--helpfull", "--helpshort") for word in words):
       print(command_help(usage, command, _take_experiment(words)[0]))
       sys.exit(0)
+    if sys.platform == "win32":
+      raise UserError(
+        "Windows is not supported: packages that load data do not exist for it. Use WSL2 (wsl"
+        " --install), and install effseg_jax there as on Linux."
+      )
     # absl writes below this level what orbax and jax report of their own working.
     logging.set_verbosity(logging.ERROR)
     values, arguments = parse(command, words)
-    status = command.run(values, arguments)
+    with memory_errors():
+      status = command.run(values, arguments)
   sys.exit(status or 0)
 
 

@@ -225,6 +225,9 @@ def run(values: Flags, arguments: Sequence[str]) -> int | None:
     logging.set_verbosity(logging.FATAL)  # what orbax tells of errors, we tell in one line
     platform.tune_host_malloc()
     platform.use_compilation_cache()
+    note = platform.unused_gpu()
+    if note:
+      print(note, flush=True)
     if values.dry_run:
       print(dry_run(values.config))
       return

@@ -73,7 +73,6 @@ class DeformableAttention(nn.Module):
     queries: jax.Array,
     reference_points: jax.Array,
     tokens: jax.Array,
-    padding_mask: jax.Array | None = None,
   ) -> jax.Array:
     """Attends.
 
@@ -81,7 +80,6 @@ class DeformableAttention(nn.Module):
       queries: (B, Q, C), with their position codes.
       reference_points: float32 (Q, L, 2) or (B, Q, L, 2), (x, y) from 0 to 1.
       tokens: (B, S, C), without codes; the levels one after the other, row by row.
-      padding_mask: bool (B, S), true where a token's value counts as zero.
 
     Returns:
       (B, Q, C).
@@ -91,10 +89,7 @@ class DeformableAttention(nn.Module):
     dense = lambda name: nn.Dense(  # noqa: E731
       channels, kernel_init=xavier_init, dtype=self.dtype, name=name
     )
-    value = dense("value_proj")(tokens)
-    if padding_mask is not None:
-      value = jnp.where(padding_mask[..., None], 0, value)
-    value = value.reshape(batch, -1, self.heads, channels // self.heads)
+    value = dense("value_proj")(tokens).reshape(batch, -1, self.heads, channels // self.heads)
 
     offsets = QueriesLastDense(2 * math.prod(split), self._spread, name="sampling_offsets")
     weights = QueriesLastDense(math.prod(split), name="attention_weights")(queries)

@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags, logging
 
 from effseg_jax.errors import UserError, friendly_exit
+from effseg_jax.run import memory
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -171,6 +172,10 @@ def run(values: flags.FlagValues) -> Iterator[None]:
     except BaseException as error:
       if not _several():
         raise
+      text = memory.explanation(error)
+      if text is not None:
+        print(f"error: {location()}: {text}", file=sys.stderr, flush=True)
+        _leave(2)
       traceback.print_exc()
       if "JaxRuntimeError" in type(error).__name__:
         print(

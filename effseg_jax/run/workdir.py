@@ -28,6 +28,18 @@ _REFUSALS = {
   errno.ENOTDIR: "a part of the path is a file",
   errno.EEXIST: "it is a file",
   errno.ENOENT: "a folder above it cannot be made",
+  # Of network file systems and mounted drives.
+  errno.ENOTCONN: "it is not connected any more",
+  errno.ECONNRESET: "the connection to the storage was lost",
+  errno.ECONNABORTED: "the connection to the storage was lost",
+  errno.EHOSTDOWN: "the storage's host is down",
+  errno.EHOSTUNREACH: "the storage's host cannot be reached",
+  errno.ENETUNREACH: "the storage's network cannot be reached",
+  errno.ETIMEDOUT: "the storage does not answer in time",
+  errno.ESTALE: "the storage has forgotten the file (a stale handle)",
+  errno.EBUSY: "the storage is busy",
+  errno.EAGAIN: "the storage is busy",
+  errno.ENOLCK: "the storage has no locks left",
 }
 
 
@@ -90,8 +102,8 @@ def storage_errors(folder: str | Path) -> Iterator[None]:
     if isinstance(error, UserError) or reason is None:
       raise
     raise UserError(
-      f"{folder} cannot be written to: {reason}. What was saved there before is intact; make room"
-      " or choose another --workdir, and start again."
+      f"{folder} cannot be written to: {reason}. What was saved there before is intact; put this"
+      " right or choose another --workdir, and start again: a run resumes from its last checkpoint."
     ) from None
 
 

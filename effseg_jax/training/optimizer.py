@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from effseg_jax.errors import UserError, suggestion
+from effseg_jax.errors import require_one_of
 from effseg_jax.training import trees
 
 
@@ -60,12 +60,10 @@ def is_frozen(freeze: Sequence[str], name: str) -> bool:
 
 def _preconditioner(config: Mapping[str, Any]) -> optax.GradientTransformation:
   name = config["name"]
+  require_one_of("optimizer.name", name, ("adamw", "sgd"))
   if name == "adamw":
     return optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"])
-  if name == "sgd":
-    return optax.trace(decay=config["momentum"])
-  known = ("adamw", "sgd")
-  raise UserError(f"optimizer.name is {name!r}; expected one of {known}.{suggestion(name, known)}")
+  return optax.trace(decay=config["momentum"])
 
 
 def _decay_by_name(

@@ -177,7 +177,7 @@ def accumulated(seeds):
   return quality
 
 
-def test_merging_is_exact_in_any_order():
+def test_adding_counts_is_exact_in_any_order():
   together = accumulated(range(20))
   for cut in (1, 7, 19):
     one, other = accumulated(reversed(range(cut, 20))), accumulated(range(cut))

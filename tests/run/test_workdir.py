@@ -65,6 +65,18 @@ def test_a_full_disk_is_one_line(error):
     raise error
 
 
+@pytest.mark.parametrize(
+  "name", ["ENOTCONN", "ESTALE", "ETIMEDOUT", "EBUSY", "ECONNRESET", "EAGAIN", "ENOLCK"]
+)
+def test_what_network_file_systems_say_is_one_line(name):
+  number = getattr(errno, name)
+  with (
+    pytest.raises(UserError, match="resumes from its last checkpoint"),
+    storage_errors("/content/drive/run"),
+  ):
+    raise OSError(number, os.strerror(number))
+
+
 def test_other_errors_stay_what_they_are():
   for error in (ValueError("shapes differ"), OSError(errno.EPIPE, "broken pipe"), UserError("x")):
     with pytest.raises(type(error)) as caught, storage_errors("runs/x"):

@@ -39,6 +39,18 @@ def test_step_multiplies_at_each_milestone():
   np.testing.assert_allclose([float(schedule(i)) for i in (2, 3, 4, 5)], [1, 0.1, 0.1, 0.01])
 
 
+def test_milestones_below_one_are_shares_of_the_training():
+  config = {"name": "step", "milestones": (0.5, 0.9), "factor": 0.1, "warmup_steps": 0}
+  schedule = make_schedule({**config, "warmup_ratio": 0.0}, 1.0, 10)
+  np.testing.assert_allclose([float(schedule(i)) for i in (4, 5, 8, 9)], [1, 0.1, 0.1, 0.01])
+
+
+def test_a_rate_of_zero_stays_zero():
+  for name in ("poly", "cosine", "constant"):
+    schedule = make_schedule({"name": name, "warmup_steps": 2, "warmup_ratio": 0.1}, 0.0, 4)
+    assert [float(schedule(i)) for i in range(5)] == [0.0] * 5
+
+
 def test_an_unknown_schedule_is_named_with_a_suggestion():
   with pytest.raises(UserError, match="Did you mean 'cosine'"):
     make_schedule({"name": "cosin", "warmup_steps": 0, "warmup_ratio": 0.0}, 1.0, 10)
