@@ -41,7 +41,7 @@ def find(flag: str) -> str:
 
   Args:
     flag: a file of the user's, or the name of a packaged experiment (`afformer/camvid:tiny`), also
-      written as its path in a checkout (`configs/afformer/camvid.py:tiny`), from any folder.
+      written as its path in a checkout (`afformer/camvid:tiny`), from any folder.
 
   Raises:
     UserError: if there is neither, with the closest name.

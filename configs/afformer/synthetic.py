@@ -2,7 +2,7 @@
 
 Measured here (2 CPU cores): see docs/results.md.
 
-  python train.py --config=configs/afformer/synthetic.py --workdir=runs/synthetic
+  effseg train --config=afformer/synthetic --workdir=runs/synthetic
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ results is the value of sound.
 Measured here, seed 0, about two minutes on two CPU cores: 93.1 M_J with sound, 51.8 without
 (docs/results.md has the ablations).
 
-  python train.py --config=configs/avesformer/synthetic.py --workdir=runs/hearing
-  python train.py --config=configs/avesformer/synthetic.py --workdir=runs/blind \
+  effseg train --config=avesformer/synthetic --workdir=runs/hearing
+  effseg train --config=avesformer/synthetic --workdir=runs/blind \
     --config.model.blind_to=sound
 """
 
