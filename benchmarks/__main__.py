@@ -1,9 +1,9 @@
-r"""Times our models beside their PyTorch originals, and the parts that our speed comes from.
+r"""Times our models against their PyTorch originals, and the parts that determine our speed.
 
   python -m benchmarks                                   # forward pass, tiny, 512x512
   python -m benchmarks --model=afformer_base --against=afformer_base_fft
   python -m benchmarks --model=proscale_swin_tiny --against=mask2former_swin_tiny \
-    --size=800x1088 --num_classes=133                         # beside Hugging Face's Mask2Former
+    --size=800x1088 --num_classes=133                         # against Hugging Face's Mask2Former
   python -m benchmarks --model=avesformer_lite --against=avesformer_r50 --size=224x224 \
     --num_classes=1                                           # a frame with its second of sound
   python -m benchmarks --train                           # training step, tiny, 4x256x256
@@ -99,7 +99,7 @@ def specs(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], list[str
 
 
 def _peers(args: argparse.Namespace) -> list[str]:
-  """The names of the peers that were asked for, or those that suit the model.
+  """The names of the requested peers, or those that suit the model.
 
   Raises:
     UserError: if a peer is unknown, or one for models of another kind.
@@ -234,7 +234,9 @@ def parse_size(text: str) -> tuple[int, int]:
   """
   parts = text.lower().split("x")
   if len(parts) != 2 or not all(part.isdigit() and int(part) >= 32 for part in parts):
-    raise UserError(f"--size={text}: expected rows and columns of at least 32, 512x1024 say.")
+    raise UserError(
+      f"--size={text}: expected rows and columns of at least 32, for example 512x1024."
+    )
   return int(parts[0]), int(parts[1])
 
 
@@ -251,7 +253,7 @@ def parse_numbers(flag: str, text: str) -> list[int]:
 
 
 def _on_device(args: argparse.Namespace) -> tuple[str, Any]:
-  """Names the device that jax uses, after the flag and the allocator settings had their say."""
+  """Names the device that jax uses, after the flag and the allocator settings took effect."""
   import jax
 
   if args.device == "cpu":

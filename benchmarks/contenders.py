@@ -27,7 +27,7 @@ SECOND = 16_000  # samples, of which a frame's log-mel patch is made
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What a worker is to build.
+  """The configuration of a worker.
 
   Attributes:
     contender: "ours" or one of `PEERS`.
@@ -80,7 +80,7 @@ def example(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
   rng = np.random.default_rng(0)
   shape = (spec.batch, spec.rows, spec.cols)
   images = rng.integers(0, 256, (*shape, 3), np.uint8)
-  # Regions of 32 pixels, so that the loss meets labels that look like labels; some are ignored.
+  # Regions of 32 pixels, so that the labels resemble real ones; some are ignored.
   coarse = (spec.batch, -(-spec.rows // 32), -(-spec.cols // 32))
   regions = rng.integers(0, spec.num_classes, coarse)
   labels = regions.repeat(32, 1).repeat(32, 2)[:, : spec.rows, : spec.cols].astype(np.uint8)
@@ -91,7 +91,7 @@ def example(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
 def _ours(spec: Spec) -> Contender:
   import jax
 
-  # A program read from the disk would tell nothing about the time that compiling it takes.
+  # A program from the cache would not measure the time that compiling it takes.
   jax.config.update("jax_enable_compilation_cache", False)
   call, compile_seconds, compiled = (_our_step if spec.train else _our_forward)(spec)
   device = jax.devices()[0]
@@ -350,7 +350,7 @@ def _peak_bytes() -> int | None:
 
 def main(argv: Sequence[str]) -> None:
   """Builds the contender of `argv[0]`, then answers until its input is closed."""
-  # Libraries print what they like; the parent reads only what is meant for it.
+  # Libraries may print anything; the parent reads only the messages for it.
   replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
   os.dup2(2, 1)
 

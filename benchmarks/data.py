@@ -1,4 +1,4 @@
-"""The training pipeline's speed beside the decoding of the same files and nothing else."""
+"""The speed of the training pipeline, compared with only decoding the same files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def measure(
   Returns:
     `data`, `batch_size`, and `rows`: `threads`, and for each of `pipeline`, `reading` and
     `decoding` the examples per second and `..._cpu` the CPU seconds per example, one number per
-    round; the latter tell the truth on a busy machine, too.
+    round; the latter are meaningful on a busy machine as well.
   """
   data = config.data
   dataset = datasets.open_dataset(
@@ -127,7 +127,7 @@ def _pipeline(
         next(stream)
     return seconds()
   finally:
-    stream.close()  # otherwise it goes on reading ahead while others are timed
+    stream.close()  # otherwise it keeps reading ahead while others are timed
 
 
 def _each(work: Callable[[int], Any], count: int, threads: int) -> tuple[float, float]:
@@ -140,7 +140,7 @@ def _each(work: Callable[[int], Any], count: int, threads: int) -> tuple[float, 
 
 @contextlib.contextmanager
 def _clock() -> Iterator[Callable[[], tuple[float, float]]]:
-  """Gives a function that tells, afterwards, the wall and CPU seconds."""
+  """Yields a function that returns, afterwards, the wall and CPU seconds."""
   begin = time.perf_counter(), time.process_time()
   end: list[float] = []
   yield lambda: (end[0] - begin[0], end[1] - begin[1])

@@ -1,11 +1,11 @@
-r"""Times deformable attention beside PyTorch's formulation, and the pixel decoders made of it.
+r"""Times deformable attention against PyTorch's formulation, and pixel decoders that use it.
 
   python -m benchmarks.deformable                            # attention, value and gradients
   python -m benchmarks.deformable --forward --size=256x256
-  python -m benchmarks.deformable --what=decoders            # Mask2Former beside PRO-SCALE
+  python -m benchmarks.deformable --what=decoders            # Mask2Former and PRO-SCALE
   python -m benchmarks.deformable --what=exits               # ECO-M2F after 2 to 6 layers
 
-Contenders are processes of their own that are timed in turns (see `benchmarks/race.py`); a
+Contenders are separate processes that are timed in turns (see `benchmarks/race.py`); a
 ratio is the first contender's median time over the contender's. Sizes are those of an image; the
 levels have strides 32, 16 and 8, and the features the channels of a ResNet-50.
 """
@@ -28,7 +28,7 @@ from benchmarks.race import Result, race
 from effseg_jax import platform
 from effseg_jax.errors import UserError, friendly_exit
 
-# What is timed -> its contenders, the reference of the ratios first.
+# Name of a benchmark -> its contenders, the reference of the ratios first.
 CONTENDERS = {
   "attention": ("PyTorch grid_sample", "one gather per level", "deformable_attention"),
   "decoders": ("mask2former", "proscale (3, 3, 3)", "proscale (2, 2, 2)", "proscale (1, 1, 1)"),
@@ -45,7 +45,7 @@ def level_sizes(rows: int, cols: int) -> tuple[tuple[int, int], ...]:
 def attention_inputs(
   sizes: Sequence[tuple[int, int]], batch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Every token asks for points a few pixels around it.
+  """Every token samples points a few pixels around it.
 
   Returns:
     float32 value (B, S, M, D), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P), and a
@@ -156,8 +156,8 @@ def _compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[[
 
 
 def serve(spec: Mapping[str, Any]) -> None:
-  """A worker: builds one contender, then times it whenever it is told to."""
-  # Libraries print what they like; the parent reads only what is meant for it.
+  """A worker: builds one contender, then times it on each request."""
+  # Libraries may print anything; the parent reads only the messages for it.
   replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
   os.dup2(2, 1)
   reply = functools.partial(print, file=replies, flush=True)

@@ -76,7 +76,7 @@ def filters(
 
 
 def filters_table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """The table of `filters`, and what it says about `preferred_formulation`."""
+  """The table of `filters`, compared with the choices of `preferred_formulation`."""
   header = ("pass", "kernel", "grid", "spatial ms", "fft ms", "spatial / fft", "chosen")
   header += ("chosen ms", "")
   lines = [
@@ -102,7 +102,7 @@ def filters_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _chosen(purpose: str, size: int) -> str:
-  """What `depthwise_conv` does when it may choose."""
+  """The formulation that `depthwise_conv` chooses."""
   if purpose != "gradients":
     return preferred_formulation(purpose, size)
   first, second = (preferred_formulation(f"{of}_gradient", size) for of in ("input", "kernel"))
@@ -124,7 +124,7 @@ def _filter_programs(
       convolve = lambda x, kernel: depthwise_conv(x, kernel, 1, formulation)  # noqa: E731
       if purpose == "forward":
         return convolve(x, kernel)
-      # What is not returned is not computed: the compiler drops the other gradient.
+      # The compiler removes the gradient that is not returned.
       of_input, of_kernel = jax.vjp(convolve, x, kernel)[1](cotangent)
       if purpose == "gradients":
         return of_input, of_kernel
@@ -136,7 +136,7 @@ def _filter_programs(
 
 
 def operations(rounds: int) -> list[dict[str, Any]]:
-  """Times what the library does against the plain way to write it, value and gradient.
+  """Times the library's formulation against the plain one, value and gradient.
 
   Args:
     rounds: turns of each form.

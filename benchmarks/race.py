@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclasses.dataclass
 class Result:
-  """What was measured of one contender.
+  """The measurements of one contender.
 
   Attributes:
-    facts: what the worker said when it was ready: `compile_seconds`, `temp_bytes`, `device`.
+    facts: reported by the worker when it was ready: `compile_seconds`, `temp_bytes`, `device`.
     seconds: per call, one median per round.
     peak_bytes: largest resident memory of the worker, building and compiling included.
     device_bytes: largest memory in use on an accelerator, or None.
@@ -105,9 +105,9 @@ class Worker:
     return reply
 
   def _last_words(self) -> str:
-    """What a process that died without a reply wrote last to stderr.
+    """The last lines that a process wrote to stderr before it died without a reply.
 
-    A failed check in XLA's C++ is followed by a trace of the stack; the check is what tells more.
+    A failed check in XLA's C++ is followed by a trace of the stack; the check is more informative.
     """
     status = self._process.wait()
     self._errors.seek(0)
@@ -131,7 +131,7 @@ def race(
     rounds: how often each has its turn.
     calls: timed calls in a turn; one before them is not timed, because the caches are another's.
     environment: variables for all workers.
-    say: is told about progress.
+    say: called with progress messages.
 
   Returns:
     The results, and for each contender that is left out the reason.

@@ -40,7 +40,7 @@ def ratio_range(reference: Sequence[float], seconds: Sequence[float]) -> tuple[f
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-  """Aligned columns: the first `text_columns` to the left, the others to the right."""
+  """Aligned columns: the first `text_columns` left-aligned, the others right-aligned."""
   lines = [header, *rows]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return "\n".join(
@@ -63,7 +63,7 @@ def megabytes(count: int | None) -> str:
 
 
 def machine() -> dict[str, Any]:
-  """What the numbers were measured on: processor, usable cores, memory, system, load."""
+  """The machine of the measurement: processor, usable cores, memory, system, load."""
   usable = getattr(os, "sched_getaffinity", None)
   cores = len(usable(0)) if usable else os.cpu_count() or 1
   load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -122,7 +122,7 @@ def write_json(path: str, mode: str, results: Any, facts: Mapping[str, Any]) -> 
 
 
 def _processor() -> str:
-  """The model name where Linux tells it: `platform.processor()` is empty or `x86_64` there."""
+  """The model name on Linux: `platform.processor()` is empty or `x86_64` there."""
   try:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
   except OSError:

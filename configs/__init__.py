@@ -1,7 +1,7 @@
 """The experiments, by name: `afformer/camvid:tiny` is `get_config("tiny")` of `afformer/camvid.py`.
 
 A configuration is a plain `ml_collections.ConfigDict`. The part after the colon selects a variant;
-`about(name)` says which there are. Experiments that differ in a recipe and a model alone are rows
+`about(name)` lists them. Experiments that differ in a recipe and a model alone are rows
 of a table in their folder (see `tables`).
 """
 
@@ -41,7 +41,7 @@ def find(flag: str) -> str:
 
   Args:
     flag: a file of the user's, or the name of a packaged experiment (`afformer/camvid:tiny`), also
-      written as its path in a checkout (`configs/afformer/camvid.py:tiny`), from any folder.
+      written as its path in a checkout (`afformer/camvid:tiny`), from any folder.
 
   Raises:
     UserError: if there is neither, with the closest name.
@@ -89,7 +89,7 @@ def load(flag: str) -> ConfigDict:
 
 
 def about(flag: str) -> str:
-  """What an experiment says of itself: paper, results, hardware, time, command and variants.
+  """The description of an experiment: paper, results, hardware, time, command and variants.
 
   Args:
     flag: as for `find`.

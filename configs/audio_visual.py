@@ -1,6 +1,6 @@
 """The recipes of audio-visual segmentation.
 
-The paper's own recipe is not published. What is here follows AVSegFormer and COMBO where they agree
+The paper's own recipe is not published. This one follows AVSegFormer and COMBO where they agree
 (frames of 224x224, AdamW, frozen VGGish, dice or cross-entropy with AVSegFormer's mixing loss), and
 trains the lite model, which has no pretrained parts, with more augmentation.
 """
@@ -23,7 +23,7 @@ def model(variant: str) -> ConfigDict:
   config.blind_to = "nothing"  # or "sound", "picture"
   config.freeze_backbone = False  # True: with `optimizer.freeze = ("^audio/", "^backbone/")`
   if variant == "lite":
-    config.backbone = "resnet18"  # or "efficientnet_lite0", or "small", which knows nothing
+    config.backbone = "resnet18"  # or "efficientnet_lite0", or "small", which is not pretrained
   return config
 
 
@@ -90,8 +90,8 @@ def avsbench(name: str, variant: str, *, epochs: int, clips: int, mask_loss: str
 def from_scratch(config: ConfigDict) -> None:
   """Changes a recipe for a model without pretrained parts: everything is trained, and faster.
 
-  A step sees one frame of each clip: what is learnt from a second of sound depends on how many
-  sounds are seen with how many pictures, and the frames of a clip are much alike.
+  A step sees one frame of each clip: what is learnt from a second of sound depends on the number
+  of different sounds and pictures, and the frames of a clip are similar.
   """
   config.data.augment.frames = 1
   config.data.augment.fit = "random"
@@ -112,7 +112,7 @@ def evaluation(size: tuple[int, int], mask_size: tuple[int, int]) -> ConfigDict:
   """Evaluation of whole clips.
 
   Args:
-    size: rows and columns that the network sees.
+    size: rows and columns of the network's input.
     mask_size: rows and columns at which masks are compared, AVSBench's 224x224 for example.
   """
   return ConfigDict(

@@ -1,8 +1,8 @@
-"""What every experiment shares unless it says otherwise: how to run, not what to learn.
+"""Defaults of every experiment: how to run, not what to learn.
 
 A configuration is a plain `ml_collections.ConfigDict`; a config file calls `defaults.run()` and
 sets everything else itself. Types are fixed: a misspelt field or a wrong type ends in one line.
-`schema` says which values a field may have.
+`schema` defines the valid values of a field.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run() -> ConfigDict:
   config.on_nonfinite = "stop"  # or "skip": the step changes nothing, and is counted in the log
 
   # Devices along each axis of the mesh; -1: all that are left. Rules place parameters by name:
-  # "fsdp" cuts the largest divisible dimension over the fsdp axis (see training/sharding.py).
+  # "fsdp" shards the largest divisible dimension over the fsdp axis (see training/sharding.py).
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "model": 1, "rules": ((".*", "fsdp"),)})
 
   # Steps between resumable checkpoints, and how many of the latest stay (the best always does).
@@ -53,7 +53,7 @@ def run() -> ConfigDict:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-  """Gives a configuration the fields that go with its choices, and takes those of others away.
+  """Adds the fields that belong to a configuration's choices, and removes those of others.
 
   `config.optimizer.name = "sgd"` alone is enough: `momentum` gets its default, and `b1` leaves.
 
@@ -79,7 +79,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def loading() -> dict[str, object]:
-  """How input is read: threads and worker processes a host, and what a broken file does.
+  """How input is read: threads and worker processes per host, and the reaction to a broken file.
 
   `mixture` trains on several data sets of the same classes instead of `data.name`:
   ((name, root, split, weight), ...).

@@ -1,4 +1,4 @@
-"""What the recipes of semantic segmentation share; each experiment sets the rest."""
+"""Common parts of the recipes of semantic segmentation; each experiment sets the rest."""
 
 from __future__ import annotations
 

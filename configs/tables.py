@@ -35,7 +35,7 @@ class Row:
     return self.recipe(self.model(variant or self.variant))
 
 
-# What all experiments of full size by Mask2Former's recipe have in common.
+# Common to all experiments of full size by Mask2Former's recipe.
 FULL_SIZE = """
 Hardware of the recipe: 8 V100, global batch 16, float16 but for the pixel decoder. On TPUs and GPUs
 add --config.model.dtype=bfloat16; sampling, softmax and losses stay float32.

@@ -46,7 +46,7 @@ def coco_panoptic(model: ConfigDict) -> ConfigDict:
   config.data.name = "coco_panoptic"
   config.data.root = "data/coco"
   config.data.train_split = "train2017"
-  config.data.options = ConfigDict({"first": 0})  # so many images of each split; 0: all
+  config.data.options = ConfigDict({"first": 0})  # number of images of each split; 0: all
   config.data.augment = _large_scale_jitter(keep_empty=True)
   config.train.num_steps = 368_750
   config.schedule = _steps(327_778, 355_092)
@@ -233,7 +233,7 @@ def _with_backbone(family: str, backbone: str) -> ConfigDict:
 
 
 def _recipe(model: ConfigDict) -> ConfigDict:
-  """What all recipes share: batch, optimizer, losses."""
+  """Common to all recipes: batch, optimizer, losses."""
   config = defaults.run()
   config.model = model
   config.task = ConfigDict(
@@ -309,9 +309,9 @@ def _masks(*, short_side: int, max_size: int) -> ConfigDict:
   """How masks are evaluated, and which results are made of them."""
   return ConfigDict(
     {
-      "short_side": short_side,  # of the picture that the network sees
+      "short_side": short_side,  # of the network's input
       "max_size": max_size,  # of its long side
-      "multiple": 32,  # what pictures are padded to
+      "multiple": 32,  # pictures are padded to a multiple of this
       "panoptic": True,
       "instance": True,
       "semantic": True,

@@ -1,4 +1,4 @@
-"""The one error a user is meant to read.
+"""The error that is meant for users.
 
 A wrong flag, a missing data set or a corrupt file raises `UserError`; its message says what was
 found, what was expected and what to do. The command-line entry points print that message alone,
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
-  """A mistake in what the user gave us: the message is the whole explanation."""
+  """A mistake in the user's input: the message is the whole explanation."""
 
 
 class DataWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""What the process asks of its host before the first array is made."""
+"""Settings of the process: memory allocation and the compilation cache."""
 
 from __future__ import annotations
 

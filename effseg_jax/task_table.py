@@ -1,7 +1,7 @@
 """The one registry of tasks: where each part of a task is, by the task's name.
 
-A task is a name in `config.task.name` and the modules of one row below. Nothing is imported before
-a part is asked for, so that the input pipeline, which must not import jax, can use the table, too.
+A task is a name in `config.task.name` and the modules of one row below. A part is imported when it
+is first used, so that the input pipeline, which must not import jax, can use the table as well.
 """
 
 from __future__ import annotations

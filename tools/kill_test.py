@@ -6,7 +6,7 @@ Two runs of the same configuration: one goes through; the other is killed (SIGKI
 moments and started again until it has got there, too. Moments are of three kinds, in turns: at a
 random step, while a checkpoint is being written, and while the process starts. At the end every
 array of the last checkpoint (parameters, optimizer, average, statistics, rng) and every logged
-number of every step must be the same, bit for bit. What follows `--` is passed on to train.py.
+number of every step must be the same, bit for bit. Arguments after `--` are passed on to train.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from effseg_jax.run.saved_model import read_state
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Numbers that are no function of what was computed.
+# Numbers that do not depend on the computation alone.
 _TIMES = ("seconds", "images_per", "flops", "utilisation", "memory")
 _POLL = 0.005  # seconds between two looks
 
@@ -111,7 +111,7 @@ def interrupted_run(command: Sequence[str], workdir: Path, kills: int, rng: rand
 
 
 def differences(one: Path, other: Path) -> list[str]:
-  """What is not the same in two finished runs."""
+  """The differences between two finished runs."""
   found = []
   first, second = read_log(one), read_log(other)
   for key in sorted(set(first) | set(second)):

@@ -4,7 +4,7 @@
     --config.data.root=data/coco --checkpoint=runs/eco --output=eco.safetensors
 
 Step B: every training image is segmented once through every exit; its panoptic quality after each,
-and what the gate sees of it, go into `eco.exits.npz` beside the output. An interrupted call goes
+and the gate's inputs go into `eco.exits.npz` beside the output. An interrupted call resumes
 on, and a call with another `--beta` and the same `--output` reads the file and measures nothing.
 
 Step C: the gate, a linear layer, learns by cross-entropy to choose the exit of the largest
@@ -49,11 +49,11 @@ _SAVE_EVERY = 200  # batches
 
 @dataclasses.dataclass(frozen=True)
 class Exits:
-  """What is known of the exits on N images.
+  """Measurements of the exits on N images.
 
   Attributes:
     index: int32 (N,), of the image in its split.
-    inputs: float32 (N, C), what the gate sees.
+    inputs: float32 (N, C), of the gate.
     quality: float32 (N, K), panoptic quality of the image after each exit, 0 to 1.
     weights: fingerprint of the model's.
   """
@@ -72,7 +72,7 @@ class Exits:
 
 
 def read_exits(path: Path, weights: str) -> Exits | None:
-  """Reads what was measured, if anything was.
+  """Reads earlier measurements, if there are any.
 
   Raises:
     UserError: if the file cannot be read or is of another model.
@@ -99,7 +99,7 @@ def measure_exits(config: ConfigDict, bundle: Bundle, split: str, path: Path) ->
     config: says which data, and how images are seen and masks are read.
     bundle: a trained ECO-M2F.
     split: of the data.
-    path: where what was measured is kept; what is there already is not measured again.
+    path: file of the measurements; those in it are not repeated.
 
   Returns:
     All images of the split, in their order.
@@ -168,7 +168,7 @@ def exit_depths(model: nn.Module) -> range:
 
 
 def _program(model: nn.Module, task: UniversalTask, depth: int) -> Any:
-  """(variables, batch) -> outputs after so many layers, and what the gate sees, (B, C)."""
+  """(variables, batch) -> outputs after a number of layers, and the gate's inputs (B, C)."""
   fixed = model.clone(pixel_decoder=model.pixel_decoder.clone(fixed_exit=depth))
 
   @jax.jit
@@ -200,7 +200,7 @@ def train_gate(
   Args:
     exits: see `measure_exits`.
     gate: `kernel` (C, K) and `bias` (K,) to start from.
-    beta: what a layer costs, in quality.
+    beta: cost of a layer in units of quality.
     learning_rate: of Adam.
     steps: to train.
 
@@ -226,7 +226,7 @@ def train_gate(
 
 
 def report(exits: Exits, gate: Mapping[str, np.ndarray], beta: float) -> str:
-  """A line per exit, then what the gate and the best choice come to."""
+  """A line per exit, then the results of the gate and of the best choice."""
   count, choices = exits.quality.shape
   best = np.asarray(best_exits(exits.quality, beta))
   chosen = np.argmax(exits.inputs @ gate["kernel"] + gate["bias"], axis=-1)
@@ -241,7 +241,9 @@ def report(exits: Exits, gate: Mapping[str, np.ndarray], beta: float) -> str:
   for name, which in (("gate", chosen), ("best", best)):
     quality = exits.quality[np.arange(count), which].mean()
     lines.append(f"{name}: PQ {100 * quality:.2f} after {FIRST_EXIT + which.mean():.2f} layers")
-  lines.append("PQ is the mean over images here, each by itself; eval.py counts over all of them")
+  lines.append(
+    "PQ is the mean of the PQ of single images here; effseg eval accumulates over all of them"
+  )
   return "\n".join(lines)
 
 
@@ -253,7 +255,7 @@ def define_flags(values: Flags) -> None:
   string("checkpoint", None, "The model with trained exits: a run or a bundle.")
   string("output", None, "The bundle to write (.safetensors).")
   string("split", None, "Images to learn from; default: those of training.")
-  number("beta", 0.02, "What a layer costs, in PQ from 0 to 1.")
+  number("beta", 0.02, "Cost of a layer in units of PQ (0 to 1).")
   number("learning_rate", 1e-2, "Of the gate.")
   flags.DEFINE_integer("steps", 2000, "Of the gate's training.", lower_bound=1, flag_values=values)
 

@@ -5,7 +5,7 @@ Measured here: not trained (the data set is not at hand).
 Hardware of the recipe: global batch 16, 160,000 steps, float32. Backbone pretrained on ImageNet:
   --config.init_from=AFFormer_base_ImageNet1k.pth
 
-  python train.py --config=configs/afformer/ade20k.py:base --workdir=runs/ade20k \
+  effseg train --config=afformer/ade20k:base --workdir=runs/ade20k \
     --config.data.root=ADEChallengeData2016
 """
 

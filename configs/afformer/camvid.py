@@ -9,7 +9,7 @@ Published, other models from scratch, trained on `train` only: ESPNet 55.6, FC-D
 mIoU. Measured here, two CPU cores, 110 minutes in two phases: 63.4 val mIoU (docs/results.md has
 the other commands).
 
-  python train.py --config=configs/afformer/camvid.py:tiny --workdir=runs/camvid \
+  effseg train --config=afformer/camvid:tiny --workdir=runs/camvid \
     --config.data.root=data/camvid
 """
 

@@ -5,7 +5,7 @@ Measured here: not trained (the data set is not at hand).
 Hardware of the recipe: global batch 8, 160,000 steps, crops of 1024x1024, float32. Backbone
 pretrained on ImageNet: --config.init_from=AFFormer_base_ImageNet1k.pth
 
-  python train.py --config=configs/afformer/cityscapes.py:base --workdir=runs/cityscapes \
+  effseg train --config=afformer/cityscapes:base --workdir=runs/cityscapes \
     --config.data.root=data/cityscapes
 """
 

@@ -5,7 +5,7 @@ Measured here: not trained (the data set is not at hand).
 Hardware of the recipe: global batch 16, 80,000 steps, crops of 512x512, float32. The official
 repository has no configuration for this data set; learning rate and schedule are ADE20K's.
 
-  python train.py --config=configs/afformer/coco_stuff.py:base --workdir=runs/coco_stuff \
+  effseg train --config=afformer/coco_stuff:base --workdir=runs/coco_stuff \
     --config.data.root=data/coco_stuff10k
 
 Variants ending in `_164k` train on COCO-Stuff-164k.

@@ -4,7 +4,7 @@ See docs/datasets.md for the folder tree. Adjust `scale` to the size of your ima
 to their number (about 100 passes over them are a beginning), and start from released weights:
   --config.init_from=AFFormer_base_ImageNet1k.pth
 
-  python train.py --config=configs/afformer/folder.py:tiny --workdir=runs/mine \
+  effseg train --config=afformer/folder:tiny --workdir=runs/mine \
     --config.data.root=my_images
 """
 

@@ -6,7 +6,7 @@ rate 5e-4 x batch / 512, decay 0.05 except on norms and biases, cosine with 5 ep
 RandAugment, mixup 0.8, CutMix 1.0, label smoothing 0.1, random erasing 0.25, 224x224.
 Measured here: not trained (the data set is not at hand).
 
-  python train.py --config=configs/afformer/imagenet.py:base --workdir=runs/imagenet \
+  effseg train --config=afformer/imagenet:base --workdir=runs/imagenet \
     --config.data.root=data/imagenet
 """
 

@@ -6,7 +6,7 @@ A small real data set that TensorFlow Datasets fetches and prepares (800 MB), on
 Measured here: not trained (the data set is not at hand). Any other data set of semantic
 segmentation that was prepared this way: set `data.options.label` and `classes` (docs/datasets.md).
 
-  python train.py --config=configs/afformer/pets.py:tiny --workdir=runs/pets \
+  effseg train --config=afformer/pets:tiny --workdir=runs/pets \
     --config.data.root=data/tfds/oxford_iiit_pet/3.2.0
 """
 

@@ -6,7 +6,7 @@ trained on the real benchmark, which is behind a request form.
 Cross-entropy over the supervised frames. Training clips are resized by their short side and their
 centre is cut out; clips of evaluation are stretched to the size, as in the reference.
 
-  python train.py --config=configs/avesformer/avss.py:r50 --workdir=runs/avss --config.data.root=DIR
+  effseg train --config=avesformer/avss:r50 --workdir=runs/avss --config.data.root=DIR
 """
 
 from __future__ import annotations

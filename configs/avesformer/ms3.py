@@ -6,7 +6,7 @@ clips in its layout.
 
 Every frame has a mask. Others start from their S4 model: `--config.init_from=runs/s4`.
 
-  python train.py --config=configs/avesformer/ms3.py:r50 --workdir=runs/ms3 --config.data.root=DIR
+  effseg train --config=avesformer/ms3:r50 --workdir=runs/ms3 --config.data.root=DIR
 """
 
 from __future__ import annotations

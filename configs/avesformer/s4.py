@@ -8,7 +8,7 @@ Only the first frame of a training clip has a mask. `r50` starts from ImageNet's
 VGGish's official weights, `lite` from nothing or from EfficientNet-Lite0 (docs/results.md);
 `r50_avsegformer` is AVSegFormer's recipe.
 
-  python train.py --config=configs/avesformer/s4.py:r50 --workdir=runs/s4 --config.data.root=DIR
+  effseg train --config=avesformer/s4:r50 --workdir=runs/s4 --config.data.root=DIR
 """
 
 from __future__ import annotations

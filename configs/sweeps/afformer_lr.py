@@ -2,7 +2,7 @@
 
 Measured here: not run in full.
 
-  effseg sweep --sweep=configs/sweeps/afformer_lr.py
+  effseg sweep --sweep=afformer_lr
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Measured here: not run.
 
-  effseg sweep --sweep=configs/sweeps/afformer_random.py --config.data.root=data/camvid
+  effseg sweep --sweep=afformer_random --config.data.root=data/camvid
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ def get_sweep() -> sweeps.Sweep:
   }
   shorter = [{"train.num_steps": 600, "schedule.warmup_steps": 50}]
   return sweeps.Sweep(
-    "configs/afformer/camvid.py:tiny", sweeps.combined(shorter, sweeps.drawn(16, draws))
+    "afformer/camvid:tiny", sweeps.combined(shorter, sweeps.drawn(16, draws))
   )

@@ -3,9 +3,9 @@
 Settings are chosen by the mean of the three folds, never by val or test. One folder for each
 setting, and a table of all of them:
 
-  effseg sweep --sweep=configs/sweeps/camvid_folds.py --workdir=runs/folds/plain \
+  effseg sweep --sweep=camvid_folds --workdir=runs/folds/plain \
     --config.data.root=data/camvid
-  effseg sweep --sweep=configs/sweeps/camvid_folds.py --workdir=runs/folds/classmix \
+  effseg sweep --sweep=camvid_folds --workdir=runs/folds/classmix \
     --config.data.root=data/camvid --config.data.augment.mix=classmix
   effseg folds runs/folds/plain runs/folds/classmix
 """
@@ -20,7 +20,7 @@ SEQUENCES = ("0001TP", "0006R0", "0016E5")
 def get_sweep() -> sweeps.Sweep:
   """A fold for each sequence, which is the one evaluated on."""
   return sweeps.Sweep(
-    "configs/afformer/camvid.py:tiny",
+    "afformer/camvid:tiny",
     [
       {
         "data.options.sequences": ",".join(name for name in SEQUENCES if name != left_out),

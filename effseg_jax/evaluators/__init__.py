@@ -1,4 +1,4 @@
-"""How each task is evaluated: the step on the device, the accumulation on the host, the report.
+"""Evaluation per task: the on-device step, the host-side accumulation and the report.
 
 One file per task. `training/evaluation.py` runs them: it compiles `step` for the mesh, feeds every
 example once, and asks for the result.
@@ -20,7 +20,7 @@ from effseg_jax import task_table
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-  """What an evaluation has to say, the same on every process.
+  """The result of an evaluation, the same on every process.
 
   Attributes:
     scalars: the metrics for the log; the best checkpoint is chosen by one of them.
@@ -51,7 +51,7 @@ class Evaluator(Protocol):
     """
 
   def step(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
-    """What the device computes of a batch; pure, compiled once.
+    """The on-device computation for a batch; pure, compiled once.
 
     Returns:
       `totals`, a tree of arrays summed over the global batch (or None), and `examples`, a tree of
@@ -79,9 +79,9 @@ def make_evaluator(
   Args:
     task_name: `semantic`, `classification`, `universal` or `audio_visual`.
     model: to evaluate.
-    task: what it is evaluated for.
+    task: the task.
     dataset: the open split.
-    options: the settings of the evaluation; each task reads those it knows.
+    options: the settings of the evaluation; each task reads its own.
 
   Raises:
     UserError: for an unknown task, or settings that make no sense.
@@ -110,7 +110,7 @@ def sum_over_processes(array: Any) -> np.ndarray:
   array = np.asarray(array)
   if jax.process_count() == 1:
     return array
-  # As bytes, because jax would cut 64-bit numbers down to 32.
+  # As bytes, because jax would truncate 64-bit numbers to 32.
   rows = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
   each = [np.frombuffer(np.asarray(row).tobytes(), array.dtype) for row in rows]
   return np.sum(each, axis=0, dtype=array.dtype).reshape(array.shape)

@@ -1,4 +1,4 @@
-"""Evaluation of audio-visual segmentation: AVSBench's M_J and M_F, and what they hide."""
+"""Evaluation of audio-visual segmentation: AVSBench's M_J and M_F, and scores by kind of clip."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ class AudioVisualEvaluator:
     """Segments a batch at the masks' size.
 
     Returns:
-      No totals; logits float32 (B, T, H, W) of what sounds, or class ids uint8 (B, T, H, W).
+      No totals; logits float32 (B, T, H, W) of the sounding objects, or class ids uint8 (B, T, H,
+      W).
     """
     logits = self._model.apply(variables, *self._task.model_inputs(batch), train=False)
     logits = self._task.valid_logits(logits, batch)
@@ -77,7 +78,7 @@ class AudioVisualEvaluator:
     return None, logits[..., 0]
 
   def update(self, batch: Mapping[str, np.ndarray], totals: Any, examples: np.ndarray) -> None:
-    """Scores the clips; keeps what may be drawn or written."""
+    """Scores the clips; keeps predictions that may be drawn or written."""
     del totals
     for row in np.flatnonzero(batch["weight"] > 0):
       index, masks = int(batch["index"][row]), batch["masks"][row]

@@ -35,7 +35,7 @@ class SemanticEvaluator:
     Args:
       model: image -> logits.
       task: gives the model's inputs, classes and colours.
-      dataset: the open split; its length says which examples are drawn.
+      dataset: the open split; its length determines which examples are drawn.
       options: `mode`, `crop`, `stride`, `scales` and `flip` (see `Inference`), and `pictures`, the
         number of examples to draw.
 
@@ -72,7 +72,7 @@ class SemanticEvaluator:
     return counts, prediction.astype(jnp.uint8)
 
   def update(self, batch: Mapping[str, np.ndarray], totals: Any, examples: Any) -> None:
-    """Adds the counts; keeps what will be drawn, and compressed what may be written."""
+    """Adds the counts; keeps predictions to draw, and compressed ones to write."""
     self._matrix.update(totals)
     for row in np.flatnonzero(batch["weight"] > 0):
       rows, cols = batch["label_size"][row]

@@ -46,7 +46,7 @@ class UniversalEvaluator:
       options: of `mask_inference_options`, and `pictures`, the number of examples to draw.
 
     Raises:
-      UserError: if nothing is asked for.
+      UserError: if no result is requested.
     """
     self._model, self._task, self._dataset = model, task, dataset
     self._inference = mask_inference_options(options, task)
@@ -132,7 +132,7 @@ class UniversalEvaluator:
     return [title, *shown, *lines[num_classes:]]
 
   def _count(self, found: Segmentations, row: int, size: Sequence[int], truth: Any) -> None:
-    """Counts an image, and keeps what may be written."""
+    """Counts an image, and keeps predictions that may be written."""
     if self._inference.panoptic:
       prediction = panoptic_result(found, row, size, self._task.is_thing)
       segment_map = prediction["segmentation"] - 1
@@ -156,7 +156,7 @@ class UniversalEvaluator:
       self._maps["semantic"].add(class_map, truth.name)
 
   def _check_layers(self, truth: Any) -> None:
-    """Raises `UserError` where segments overlap and a result is asked for that cannot have it."""
+    """Raises `UserError` where segments overlap and a requested result does not allow it."""
     if (self._inference.panoptic or self._inference.semantic) and truth.overlaps():
       raise UserError(
         f"{self._dataset.name}: segments of {truth.name} overlap, so it has instances and no"
@@ -185,7 +185,7 @@ class UniversalEvaluator:
     self._rows.append([image, paint(segment_map, labels), paint(truth_map, truth.labels)])
 
   def _merged_precision(self) -> AveragePrecision:
-    """What all processes collected."""
+    """The entries of all processes."""
     own = self._precision
     everything = AveragePrecision(
       self._dataset.class_ids, self._task.is_thing, self._dataset.instances_json
@@ -195,7 +195,7 @@ class UniversalEvaluator:
     return everything
 
   def _write_predictions(self, folder: Path) -> None:
-    """Writes what the official servers take.
+    """Writes files in the formats of the official servers.
 
     `panoptic.json` and its PNGs in `panoptic/`, `instances.json` (COCO's results), `semantic/` (the
     class id of each pixel). Every process writes its own pictures, the first one the lists.
@@ -226,10 +226,10 @@ def mask_inference_options(options: Mapping[str, Any], task: UniversalTask) -> M
   Args:
     options: `panoptic`, `instance` and `semantic` (which results are made), `score_threshold` and
       `overlap_threshold` of panoptic segments, and `detections`, instances per image.
-    task: says what is a thing.
+    task: defines which classes are things.
 
   Raises:
-    UserError: if no result is asked for.
+    UserError: if no result is requested.
   """
   kinds = ("panoptic", "instance", "semantic")
   if not any(options[kind] for kind in kinds):

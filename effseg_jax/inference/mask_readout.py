@@ -30,8 +30,8 @@ class MaskInference:
   """How a set of masks is read.
 
   Attributes:
-    is_thing: per class, whether its objects are told apart; other classes are merged into one
-      segment, and are no instances.
+    is_thing: per class, whether its objects are separate segments; other classes are merged into
+      one segment, and are no instances.
     panoptic: whether panoptic results are made.
     instance: whether instances are made.
     semantic: whether class maps are made. On their own, class scores are computed at the network's
@@ -54,7 +54,7 @@ class MaskInference:
 
 
 class Segmentations(NamedTuple):
-  """Results of a batch on a canvas of (Hb, Wb); None for what was not asked for.
+  """Results of a batch on a canvas of (Hb, Wb); None for results that were not requested.
 
   Attributes:
     semantic: uint8 (B, Hb, Wb), class ids.
@@ -64,7 +64,7 @@ class Segmentations(NamedTuple):
     masks: uint8 (B, Q, Hb, Wb / 8), the mask of every query (logit above 0), eight pixels a byte as
       `numpy.packbits` does it.
     instance_queries: int32 (B, D), the query of each instance, by falling class probability.
-    instance_classes: int32 (B, D); -1 for what is no instance.
+    instance_classes: int32 (B, D); -1 where there is no instance.
     instance_scores: float32 (B, D), class probability times mean mask probability.
   """
 
@@ -227,7 +227,7 @@ def read_strip(
     score_threshold: a query becomes a panoptic segment above it.
 
   Returns:
-    What adds up over strips, (Q,) each: `mask_area`, `owned_area` and `area` of panoptic segments,
+    Sums over strips, (Q,) each: `mask_area`, `owned_area` and `area` of panoptic segments,
     `foreground` and `confidence` of instances. And maps: `semantic` uint8 (R, C); `owner` (R, C),
     the query of each pixel or Q; `masks` uint8 (Q, R, C / 8), packed.
   """

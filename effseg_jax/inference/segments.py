@@ -1,6 +1,6 @@
 """From a model's set of (class, mask) pairs to one panoptic, instance or semantic result per image.
 
-The names and results are those that users of Hugging Face's Mask2Former know; the computation is
+The names and results are those of Hugging Face's Mask2Former; the computation is
 that of the official evaluation (see `tasks.mask_readout`).
 """
 

@@ -71,7 +71,7 @@ def class_scores(
 
 
 def num_views(inference: Inference) -> int:
-  """How many times an image is seen: scales, each perhaps mirrored as well."""
+  """Number of views of an image: scales, each optionally mirrored as well."""
   return len(inference.scales) * len(_flips(inference))
 
 
@@ -99,7 +99,7 @@ def tile_classes(
     row: int32, the image's place in the batch.
     label_size: int32 (2,), its original rows and columns.
     origin: int32 (2,), first row and column of the tile.
-    tile: rows and columns; what lies beyond `label_size` means nothing.
+    tile: rows and columns; values beyond `label_size` are undefined.
 
   Returns:
     uint8 (tile rows, tile columns).

@@ -1,7 +1,7 @@
 """AVSBench's measures: Jaccard index M_J and F-score M_F, as its evaluation code computes them.
 
 The rules are odd in places, and the numbers in papers follow them: in frames without a sounding
-object M_J is the share of rightly silent pixels, and M_F leaves them out; M_F takes the best
+object M_J is the share of correct background pixels, and M_F leaves them out; M_F takes the best
 threshold of each *batch* of clips, so that it depends on the batch size; the semantic measures
 count the frames that only pad a clip. All this is computed here as it is there, and beside it what
 depends on the predictions alone. Accumulators hold sums per clip or class, which add up over
@@ -39,7 +39,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 def frame_jaccard(logits: np.ndarray, mask: np.ndarray) -> float:
   """Intersection over union of one frame.
 
-  Where nothing sounds it is the share of pixels that are rightly silent.
+  Without a sounding object it is the share of pixels that are correctly background.
 
   Args:
     logits: (H, W); a pixel sounds if its probability is above one half.
@@ -60,7 +60,7 @@ def frame_curves(logits: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.n
     logits: (H, W); a pixel sounds if its probability is at least the threshold.
     mask: (H, W), 0 to 1.
   """
-  # How many thresholds a pixel passes says at which of them it counts.
+  # The number of thresholds that a pixel passes determines at which of them it counts.
   passed = np.searchsorted(THRESHOLDS, probabilities(logits).ravel(), side="right")
   weights = np.asarray(mask, np.float64).ravel()
 
@@ -132,7 +132,7 @@ class SoundingScores:
 
     Returns:
       `M_J` and `M_F`, means over batches of consecutive clips as the reference computes them
-      (a batch in which nothing sounds has an M_F of 0); `F_dataset`, the best threshold of all
+      (a batch without a sounding object has an M_F of 0); `F_dataset`, the best threshold of all
       frames together, which no batch size changes; and `J_frames`, the mean over frames.
     """
     seen = np.flatnonzero(self.frames)
@@ -186,7 +186,7 @@ class SemanticScores:
     self.frames += other.frames
 
   def per_class(self) -> tuple[np.ndarray, np.ndarray]:
-    """Jaccard index and F-score float64 (K,); 0 for a class that was never seen."""
+    """Jaccard index and F-score float64 (K,); 0 for a class that never occurred."""
     frames = np.maximum(self.frames, 1)
     return self.jaccard / frames, self.f / frames
 
@@ -194,9 +194,9 @@ class SemanticScores:
     """Means over the classes.
 
     Returns:
-      `M_J` and `M_F` over all classes, unseen ones as 0; `M_J_seen` and `M_F_seen` over those seen;
-      `M_J_without_last` and `M_F_without_last`, which the reference logs as "without background"
-      although the background is the first class.
+      `M_J` and `M_F` over all classes, absent ones as 0; `M_J_seen` and `M_F_seen` over those that
+      occurred; `M_J_without_last` and `M_F_without_last`, which the reference logs as "without
+      background" although the background is the first class.
     """
     numbers = {}
     for name, scores in zip(("M_J", "M_F"), self.per_class(), strict=True):
@@ -206,7 +206,7 @@ class SemanticScores:
     return numbers
 
   def table(self, classes: Any) -> str:
-    """One line per class that was seen: Jaccard, F and frames; then the means over all classes."""
+    """One line per class that occurred: Jaccard, F and frames; then the means over all classes."""
     width = max(len("class"), *(len(name) for name in classes))
     lines = [f"{'class':<{width}}  {'M_J':>6}  {'M_F':>6}  {'frames':>6}"]
     for name, jaccard, f, frames in zip(classes, *self.per_class(), self.frames, strict=True):
@@ -217,7 +217,7 @@ class SemanticScores:
     return "\n".join(lines)
 
   def to_json(self, classes: Any) -> dict[str, Any]:
-    """The summary, and `classes`: name -> Jaccard, F and frames; None for a class never seen."""
+    """The summary, and `classes`: name -> Jaccard, F and frames; None for an absent class."""
     each = {}
     for name, jaccard, f, frames in zip(classes, *self.per_class(), self.frames, strict=True):
       seen = {"jaccard": float(jaccard), "f": float(f)} if frames else {"jaccard": None, "f": None}

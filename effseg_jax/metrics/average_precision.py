@@ -32,7 +32,7 @@ class AveragePrecision:
   def __init__(
     self, class_ids: Sequence[int], things: Sequence[bool], truth: str | Path | None = None
   ):
-    """Begins with nothing seen.
+    """Starts empty.
 
     Args:
       class_ids: int (K,), the data set's category id of each class.
@@ -96,12 +96,12 @@ class AveragePrecision:
         )
 
   def to_bytes(self) -> bytes:
-    """All that was collected, to be sent to another process; see `merge_bytes`."""
+    """The collected entries, to be sent to another process; see `merge_bytes`."""
     sizes = [self._sizes[image_id] for image_id in self._images]
     return json.dumps([self._images, sizes, self._truth, self.entries]).encode()
 
   def merge_bytes(self, collected: bytes) -> None:
-    """Adds what another process collected."""
+    """Adds the entries of another process."""
     images, sizes, truth, entries = json.loads(collected)
     self._images += images
     for image_id, size in zip(images, sizes, strict=True):
@@ -163,12 +163,12 @@ class AveragePrecision:
           f" first has the id {missing[0]}."
         )
     else:
-      # Ids begin at 1: the evaluation takes 0 for "no match".
+      # Ids begin at 1: the evaluation uses 0 for "no match".
       annotations = [{**entry, "id": number} for number, entry in enumerate(self._truth, 1)]
     truth = coco()
     truth.dataset = {
       "info": {},
-      # Sizes are asked for and not used: run lengths have theirs.
+      # Sizes are required but not used: run lengths have their own.
       "images": [{"id": image, "height": 0, "width": 0} for image in sorted(set(self._images))],
       "categories": [{"id": self._ids[row]} for row in np.flatnonzero(self._things)],
       "annotations": annotations,

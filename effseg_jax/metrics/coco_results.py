@@ -1,4 +1,4 @@
-"""Predictions in COCO's result formats, as its evaluation server takes them."""
+"""Predictions in COCO's result formats, as its evaluation server expects them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_detections(path: Path, entries: Sequence[dict[str, Any]]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PanopticPrediction:
-  """What is predicted for one image, compressed: all of a data set's fit into memory.
+  """The predictions for one image, compressed, so that a data set's fit into memory.
 
   Attributes:
     annotation: entry of the json, with `image_id`, `file_name` and `segments_info`.

@@ -29,7 +29,7 @@ class PanopticQuality:
   """
 
   def __init__(self, things: Sequence[bool]):
-    """Begins with nothing counted.
+    """Starts with zero counts.
 
     Args:
       things: bool (K,), which classes are things.

@@ -42,7 +42,7 @@ def confusion_counts(
   if backend.platform() == "tpu":
     return _counts_by_products(prediction, jnp.where(counted, label, -1), num_classes)
   # One matrix for the whole batch: a sharded one gives a matrix per device, and they are summed.
-  # What is not counted lies beyond the last cell and is dropped.
+  # Ignored pixels are mapped beyond the last cell and dropped.
   cells = jnp.where(counted, label * num_classes + prediction, num_classes**2)
   counts = jnp.zeros((num_classes**2,), jnp.int32).at[cells].add(1, mode="drop")
   return counts.reshape(num_classes, num_classes)
@@ -53,7 +53,7 @@ def _counts_by_products(prediction: jax.Array, label: jax.Array, num_classes: in
 
   Args:
     prediction: int32 (B, ...).
-    label: int32 (B, ...), negative where nothing is counted.
+    label: int32 (B, ...), negative where pixels are ignored.
     num_classes: K.
 
   Returns:

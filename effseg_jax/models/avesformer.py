@@ -1,9 +1,9 @@
 """AVESFormer: efficient transformer for real-time audio-visual segmentation (arXiv 2408.01708).
 
-Frames and the sound of their seconds in, masks of what sounds out; every frame by itself. The paper
-gives the ideas: prompt queries from the sound (section 4.1), and a decoder that convolves early and
-attends late (section 4.2). What it leaves open follows AVSegFormer and its own parameter count, and
-is a field here.
+Frames and the sound of their seconds in, masks of the sounding objects out; every frame
+independently. The paper gives the ideas: prompt queries from the sound (section 4.1), and a decoder
+that convolves early and attends late (section 4.2). What it leaves open follows AVSegFormer and its
+own parameter count, and is a field here.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class AVESFormer(nn.Module):
   """AVESFormer for audio-visual segmentation; the defaults are the reconstructed paper.
 
   Attributes:
-    num_classes: K; 1 for a mask of whatever sounds, 71 for AVSBench-semantic.
+    num_classes: K; 1 for a mask of all sounding objects, 71 for AVSBench-semantic.
     backbone: one of `BACKBONES`.
     freeze_backbone: whether it stays as pretraining left it, its statistics included: it has no
       gradient, and training is faster.
-    audio: "vggish", which is frozen; "small": `SmallAudioEncoder`, trained with the rest. Tell the
-      optimizer, too, what is frozen (`audio/`, `backbone/`), or weight decay will move it.
+    audio: "vggish", which is frozen; "small": `SmallAudioEncoder`, trained with the rest. Frozen
+      parts (`audio/`, `backbone/`) belong into `optimizer.freeze`, or weight decay changes them.
     width: channels of the sound's token and the queries.
-    queries: what the decoder's attention hears: "prompts", from the prompt query generator, or
-      "audio", the sound's token alone.
+    queries: keys of the decoder's attention: "prompts", from the prompt query generator, or
+      "audio", the token of the sound only.
     prompts: how many the generator has.
-    prompt_mode: how the sound meets them, "concat" or "add".
+    prompt_mode: how the sound is combined with them, "concat" or "add".
     prompt_layers: depth of the generator.
     prompt_hidden: channels inside the generator's feed-forward layers.
     stage_types: of the decoder's stages from stride 4 to 32, "conv" or "attn" each.
@@ -62,7 +62,7 @@ class AVESFormer(nn.Module):
     dropout: rate in all transformer blocks.
     head_widths: channels of the two convolutions of the mask head.
     head_stride: grid on which the second one works; 4 is fast, and its logits are enlarged.
-    blind_to: what the model is not told, for comparison: "nothing", "sound" (every embedding is 0)
+    blind_to: input that is withheld, for ablations: "nothing", "sound" (every embedding is 0)
       or "picture" (every frame is the mean colour).
     remat: compute blocks again in the backward pass instead of keeping their activations.
     dtype: of the computation; parameters, statistics, softmax and logits are float32.
@@ -92,18 +92,18 @@ class AVESFormer(nn.Module):
 
   @nn.compact
   def __call__(self, frames: jax.Array, log_mel: jax.Array, train: bool = False) -> Any:
-    """Segments what sounds.
+    """Segments the sounding objects.
 
     Args:
       frames: (B, T, H, W, 3) float32, normalised; H and W at least 32.
-      log_mel: (B, T, 96, 64), the patch of each frame's second; or (B, T, 128), what the audio
-        backbone made of it before (see `embed`).
+      log_mel: (B, T, 96, 64), the patch of each frame's second; or (B, T, 128), its embedding
+        by the audio backbone (see `embed`).
       train: whether dropout and batch statistics are those of training.
 
     Returns:
       Mask logits, float32 (B, T, H, W, num_classes). When training a dictionary of them, `logits`,
-      and the fused features they were made of, `mask_feature` (B, T, ceil(H/4), ceil(W/4), C),
-      which have a loss of their own (AVSegFormer's mixing loss).
+      and the fused features they were computed from, `mask_feature` (B, T, ceil(H/4), ceil(W/4),
+      C), which have a loss of their own (AVSegFormer's mixing loss).
 
     Raises:
       UserError: for inputs of other shapes.
@@ -154,7 +154,7 @@ class AVESFormer(nn.Module):
 
   @nn.nowrap
   def visual_backbone(self) -> nn.Module:
-    """The module that sees, named "backbone"."""
+    """The visual backbone, named "backbone"."""
     if self.backbone == "small":
       return SmallVisualEncoder(dtype=self.dtype, name="backbone")
     if self.backbone in PVT_V2:
@@ -168,14 +168,14 @@ class AVESFormer(nn.Module):
 
   @nn.nowrap
   def audio_backbone(self) -> nn.Module:
-    """The module that hears, named "audio"."""
+    """The audio backbone, named "audio"."""
     backbone = VGGish if self.audio == "vggish" else SmallAudioEncoder
     return backbone(dtype=self.dtype, name="audio")
 
   def _embed(self, log_mel: jax.Array, train: bool) -> jax.Array:
     """(N, 96, 64) or (N, 128) -> (N, 128)."""
     if log_mel.ndim == 2:
-      if self.is_initializing():  # so that the model can hear later, whatever it was trained with
+      if self.is_initializing():  # so that a model trained on embeddings can process sound
         self.audio_backbone()(jnp.zeros((1, *PATCH)), train)
       return log_mel
     embeddings = self.audio_backbone()(log_mel, train)
@@ -183,13 +183,13 @@ class AVESFormer(nn.Module):
 
 
 def embed(model: AVESFormer, variables: Mapping[str, Any], log_mel: jax.Array) -> jax.Array:
-  """What a model's audio backbone makes of sound; the model takes it in the place of `log_mel`.
+  """The embedding of sound by a model's audio backbone; the model takes it instead of `log_mel`.
 
   VGGish does not change, so its embeddings can be stored with a data set; frames that are heard
   with the same second need only one.
 
   Args:
-    model: whose backbone hears.
+    model: with the audio backbone.
     variables: of the model.
     log_mel: (..., 96, 64).
 

@@ -1,7 +1,7 @@
 """ECO-M2F: Efficient Transformer Encoders for Mask2Former-style Models.
 
 Yao, Aich, Suh, Roy-Chowdhury, Shelton, Chandraker, 2024 (arXiv 2404.15244). Mask2Former's pixel
-decoder with a gate that looks at an image's coarsest features and says after which encoder layer it
+decoder with a gate that predicts from an image's coarsest features after which encoder layer it
 may stop. The encoder is trained so that every exit works (step A), its quality after each exit is
 measured on the training images (step B), and the gate learns to choose from that (step C).
 """
@@ -35,15 +35,15 @@ FIRST_EXIT = 2  # the first two layers have no gate
 class EcoPixelDecoder(nn.Module):
   """Mask2Former's pixel decoder with early exits.
 
-  An image leaves the encoder after 2 to `layers` layers, as its gate says. A layer that no image of
-  the batch needs is not computed, so a batch of one costs what its exit costs. (The released code
-  takes one exit for the whole batch, and is right for batches of one alone.)
+  An image leaves the encoder after 2 to `layers` layers, as its gate decides. A layer that no image
+  of the batch needs is not computed, so a batch of one costs what its exit costs. (The released
+  code takes one exit for the whole batch, and is right for batches of one alone.)
 
   Attributes:
     layers: of the encoder, the number of the last exit.
-    fixed_exit: all images leave after this many layers, whatever the gate says: to measure the
-      exits (step B), and to count what they cost.
-    exit_weights: how often training leaves by each exit, relative to the others (step A); empty:
+    fixed_exit: all images leave after this many layers, regardless of the gate: to measure the
+      exits (step B), and to count their cost.
+    exit_weights: relative frequency of each exit in training (step A); empty:
       all alike. The paper weighs the losses of its exits, by numbers that it does not print.
     features: C, of tokens, memories and mask features.
     heads: of the attention.
@@ -72,7 +72,7 @@ class EcoPixelDecoder(nn.Module):
     Args:
       features: "res2" to "res5", (B, H, W, c) at strides 4, 8, 16, 32.
       train: whether one exit is drawn for all images (from the generator "dropout"), unless it is
-        fixed: every exit learns to be one, and the gate learns nothing.
+        fixed: every exit is trained, and the gate is not.
 
     Returns:
       Mask features (B, H/4, W/4, C), and the memories (B, h, w, C) at strides 32, 16, 8. The
@@ -139,7 +139,8 @@ def best_exits(quality: jax.Array, beta: float) -> jax.Array:
 
   Args:
     quality: float (..., K), panoptic quality of an image after each exit, from 0 to 1.
-    beta: what a layer costs, in quality: 0.0005 and 0.02 for COCO, 0.003 and 0.01 for Cityscapes.
+    beta: cost of a layer in units of quality: 0.0005 and 0.02 for COCO, 0.003 and 0.01 for
+      Cityscapes.
 
   Returns:
     int32 (...): index of the exit, 0 for the first one; the earliest of equals.

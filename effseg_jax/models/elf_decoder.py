@@ -136,9 +136,9 @@ class TransformerBlock(nn.Module):
 class PromptQueryGenerator(nn.Module):
   """Queries from the sound and learned prompts (section 4.1).
 
-  A softmax over the one token that a second of sound gives is 1 wherever one looks, and hears
-  nothing ("attention dissipation"). Self-attention among the prompts and the sound makes as many
-  tokens as there are prompts, each of which knows the sound.
+  With a single audio token per second, the cross-attention softmax is 1 everywhere, so the sound
+  has no effect ("attention dissipation"). Self-attention among prompts and sound makes as
+  many tokens as there are prompts, each of which depends on the sound.
 
   Attributes:
     count: prompts.
@@ -223,7 +223,8 @@ class ELFDecoder(nn.Module):
   """Early-focus decoder (section 4.2): convolutions on fine maps, attention on coarse ones.
 
   Top down it is `Z_i = blocks(project(C_i) + down(Z_(i-1)))` over strides 4 to 32, and back up
-  `U_i = relu(norm(conv(Z_i + up(U_(i+1)))))`. Only attention hears.
+  `U_i = relu(norm(conv(Z_i + up(U_(i+1)))))`. The sound enters
+  only through the attention blocks.
 
   Attributes:
     stage_types: of the four stages from stride 4 to 32, "conv" or "attn" each.
@@ -251,7 +252,7 @@ class ELFDecoder(nn.Module):
 
     Args:
       features: four maps (B, h, w, C) from fine to coarse.
-      queries: (B, M, D), what the attention hears.
+      queries: (B, M, D), the keys and values of the attention.
       train: whether dropout is active.
 
     Returns:

@@ -126,8 +126,8 @@ class EoMT(nn.Module):
     patch_size: pixels along a patch's side.
     image_size: sides of the images, or rows and columns: multiples of the patch size.
     num_queries: Q.
-    query_blocks: how many of the last blocks see the queries (L2 in the paper).
-    num_registers: tokens beside the class token that stand for nothing.
+    query_blocks: number of the last blocks that also process the queries (L2 in the paper).
+    num_registers: register tokens beside the class token.
     layer_scale_init: initial factors of every branch; 1.0 is better for training from scratch.
     num_classes: K, without the class "no object".
     in_channels: channels of the images.
@@ -268,7 +268,7 @@ def draw_masked(rng: jax.Array, probs: jax.Array, shape: tuple[int, int, int]) -
 def outside_mask(embedding: jax.Array, features: jax.Array) -> jax.Array:
   """Where masked queries must not look: their mask logits there are 0 or less.
 
-  Unlike in Mask2Former a query whose mask is empty sees no patch at all. The logits that are
+  Unlike in Mask2Former a query whose mask is empty attends to no patch. The logits that are
   resized to the patches there are products with resized features here, as resizing is linear.
 
   Args:
@@ -276,7 +276,7 @@ def outside_mask(embedding: jax.Array, features: jax.Array) -> jax.Array:
     features: (B, h, w, C), mask features at the patches.
 
   Returns:
-    bool (B, Q, h w); nothing is differentiated through it.
+    bool (B, Q, h w); no gradient flows through it.
   """
   embedding, features = jax.lax.stop_gradient((embedding, features))
   logits = jnp.einsum("bqc,bhwc->bqhw", embedding, features, preferred_element_type=jnp.float32)

@@ -15,12 +15,12 @@ reverse holds for the low-pass filters: their pools and resizes *are* matrix pro
 formulation. They are recognised by their constant operand, and not counted as products.
 
 For the universal models the published convention is that of detectron2's `analyze_model`, which
-asks the same counter about the network alone: no mask is upsampled, nothing post-processed. It
+applies the same counter to the network alone: no mask upsampling, no post-processing. It
 counts 4 for each value that deformable attention samples and nothing for adding the samples up; 4
 for each mask logit that is resized to a level; and it overlooks the products of queries and keys in
 masked attention (`baddbmm`). Where our formulation has other products, theirs take their place.
 
-The papers of SegFormer and EfficientViT count products alone: both conventions are the same there.
+The papers of SegFormer and EfficientViT count products only: both conventions are the same there.
 SegFormer's head is counted in the published order, which has more products than ours.
 """
 

@@ -244,7 +244,7 @@ class DropPath(nn.Module):
   """Drops a residual branch for whole examples (stochastic depth, Huang et al. 2016).
 
   Attributes:
-    rate: probability of dropping; what is kept is divided by `1 - rate`.
+    rate: probability of dropping; kept values are divided by `1 - rate`.
   """
 
   rate: float
@@ -255,7 +255,7 @@ class DropPath(nn.Module):
     if not train or self.rate == 0.0:
       return x
     if backend.platform() == "tpu":
-      # Otherwise whatever reads the sum computes the end of the branch again, and the branch's
+      # Otherwise every consumer of the sum recomputes the end of the branch, and the branch's
       # gradients the scaled cotangent: a block of Swin then moves a fifth more bytes, and takes
       # three times as long to compile.
       x = jax.lax.optimization_barrier(x)

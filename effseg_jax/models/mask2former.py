@@ -113,7 +113,7 @@ class DecoderLayer(nn.Module):
 
     Args:
       queries: (B, Q, C).
-      position: (Q, C), added to the queries wherever they are compared.
+      position: (Q, C), added to the queries wherever attention compares them.
       keys: (B, S, C), pixels of a level with their position codes.
       values: (B, S, C), the same without codes.
       blocked: bool (B, Q, S), pixels outside the query's mask.
@@ -247,7 +247,7 @@ def outside_mask(embedding: jax.Array, features: jax.Array) -> jax.Array:
   """Where queries must not look: their mask logits there are below 0, half a probability.
 
   The official code resizes the mask logits; resizing is linear, so here the features are resized,
-  once for all layers. Where only the last prediction is asked for, the compiler then drops the
+  once for all layers. Where only the last prediction is used, the compiler then drops the
   other layers' full-size masks. A query whose mask is empty may look everywhere.
 
   Args:
@@ -255,7 +255,7 @@ def outside_mask(embedding: jax.Array, features: jax.Array) -> jax.Array:
     features: (B, S, C), mask features at the level's pixels.
 
   Returns:
-    bool (B, Q, S); nothing is differentiated through it.
+    bool (B, Q, S); no gradient flows through it.
   """
   embedding, features = jax.lax.stop_gradient((embedding, features))
   logits = jnp.einsum("bqc,bsc->bqs", embedding, features, preferred_element_type=jnp.float32)

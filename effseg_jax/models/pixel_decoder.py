@@ -223,7 +223,7 @@ class Projection(nn.Module):
 
 
 class LevelInputs(nn.Module):
-  """What the encoder starts from: projected levels and their position codes.
+  """The inputs of the encoder: projected levels and their position codes.
 
   Attributes:
     features: C.
@@ -304,7 +304,7 @@ class Mask2FormerPixelDecoder(nn.Module):
 
     Args:
       features: "res2" to "res5", (B, H, W, c) at strides 4, 8, 16, 32.
-      train: nothing here depends on it.
+      train: not used.
 
     Returns:
       Mask features (B, H/4, W/4, C), and the memories (B, h, w, C) at strides 32, 16, 8.

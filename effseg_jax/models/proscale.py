@@ -1,7 +1,7 @@
 """PRO-SCALE: Progressive Token Length Scaling in Transformer Encoders for Segmentation.
 
 Aich, Suh, Schulter, Chandraker, ICLR 2025 (arXiv 2404.14657). The pixel decoder of Mask2Former,
-whose encoder begins with the coarsest tokens alone and takes the finer ones in stage by stage.
+whose encoder begins with the coarsest tokens only and adds the finer ones stage by stage.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class ProScalePixelDecoder(nn.Module):
 
   Attributes:
     layers: p1, p2, p3: encoder layers on the tokens of stride 32, of 32 and 16, and of all three. A
-      stage without layers only takes the next level in.
+      stage without layers only adds the next level.
     trc_gate: of `TokenRecalibration`: "linear", "conv", or "none": tokens stay as they are.
     trc_layout: "released" or "correct".
     trc_temperature: multiplies the gates' logits.
@@ -137,7 +137,7 @@ class ProScalePixelDecoder(nn.Module):
 
     Args:
       features: "res2" to "res5", (B, H, W, c) at strides 4, 8, 16, 32.
-      train: nothing here depends on it.
+      train: not used.
 
     Returns:
       Mask features (B, H/4, W/4, C), and the memories (B, h, w, C) at strides 32, 16, 8.

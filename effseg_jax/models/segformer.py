@@ -58,7 +58,7 @@ def fuse_levels(
   """A linear layer on each level, resized to the first, concatenated, mixed by a 1x1 convolution.
 
   All of it is linear, so the order is free: each level's two matrices are multiplied once, its
-  positions by the product, and what is resized are the results, which are summed. The published
+  positions by the product, and the results are resized and summed. The published
   order has the largest product of the network, of 4 D channels on the finest grid.
 
   Args:

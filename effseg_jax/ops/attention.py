@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from effseg_jax.ops import backend
 
-# What cuDNN's fused kernel takes: half precision, and heads of up to 128 channels in eights.
+# Inputs that cuDNN's fused kernel supports: half precision, and heads of up to 128 channels in
+# eights.
 _FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 _FUSED_WIDTH, _FUSED_MULTIPLE = 128, 8
 
@@ -25,7 +26,7 @@ def attention(
   """`softmax(q k^T / sqrt(d)) v` for each head; the softmax is float32.
 
   Args:
-    query: (B, Q, C); its heads are neighbouring groups of d = C / heads channels.
+    query: (B, Q, C); its heads are contiguous groups of d = C / heads channels.
     key: (B, S, C).
     value: (B, S, C).
     heads: their number.
@@ -79,7 +80,7 @@ def attention_by_products(
 
 
 def _is_fused(query: jax.Array) -> bool:
-  """Whether cuDNN's fused kernel takes (B, Q, heads, d), and is here."""
+  """Whether cuDNN's fused kernel is available and supports (B, Q, heads, d)."""
   width = query.shape[-1]
   return (
     jax.default_backend() == backend.platform() == "gpu"

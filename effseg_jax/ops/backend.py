@@ -1,4 +1,4 @@
-"""What a formulation is chosen for, platform and devices: asked here, and nowhere else."""
+"""The platform and devices that formulations are chosen for; the only place that queries them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 def platform() -> str:
   """Returns `"cpu"`, `"gpu"` or `"tpu"`: where the function being traced is going to run.
 
-  This is `jax.default_backend()` unless `target_platform` says otherwise. It is read while a
+  This is `jax.default_backend()` unless `target_platform` overrides it. It is read while a
   function is traced, so it selects a formulation and costs nothing at run time.
   """
   return _PLATFORM.get() or jax.default_backend()
@@ -29,7 +29,7 @@ def batch_is_cut() -> bool:
 
 
 def on_each_device(function: Callable[..., Any], axis: int) -> Callable[..., Any]:
-  """Lets every device run a function on its part of the batch, by itself.
+  """Runs a function on every device's shard of the batch independently.
 
   A loop that ends when the last example is done would otherwise ask all devices in every turn.
 
@@ -46,10 +46,10 @@ def on_each_device(function: Callable[..., Any], axis: int) -> Callable[..., Any
 
 @contextlib.contextmanager
 def several_devices(batch: NamedSharding) -> Iterator[None]:
-  """Traces for devices that share a batch: without what cannot be cut along it.
+  """Traces for devices that share a batch: avoids operations that cannot be sharded along it.
 
   Args:
-    batch: how it is cut, along its leading axis.
+    batch: how its leading axis is sharded.
   """
   token = _BATCH.set(batch)
   try:

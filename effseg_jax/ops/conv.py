@@ -1,7 +1,7 @@
 """Convolutions in NHWC with PyTorch's padding, in the formulation that suits the platform.
 
-A convolution is told on which pixel its first window is centred: on (0, 0) in PyTorch, whatever the
-stride; for TensorFlow's padding see `tensorflow_centre`.
+`centre` gives the pixel on which the first window is centred: (0, 0) in PyTorch, for every stride;
+for TensorFlow's padding see `tensorflow_centre`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, centre: Pixel = _ORIG
   """
   platform = backend.platform()
   if kernel.shape[:2] == (1, 1) and platform != "gpu":
-    # What is skipped needs no convolution. On the GPU it has to be one: XLA (jaxlib 0.11.2) fuses
+    # Skipped pixels need no convolution. On the GPU it has to be one: XLA (jaxlib 0.11.2) fuses
     # strided slices into the product, and aborts ("subdim_size_accumulator == dim_size").
     x = x[:, centre[0] :: stride, centre[1] :: stride]
     if platform == "tpu":
@@ -91,12 +91,13 @@ def preferred_formulation(purpose: str, kernel_size: int, stride: int = 1) -> st
   From `python -m benchmarks --filters`, recorded in docs/performance.md. On two CPU cores,
   at grids of 16 to 64 cells a side: a product per tap beats transforms up to 9x9, and so does its
   derivative with respect to the input. The sum over positions that the kernel's gradient needs is
-  faster on spectra from 5x5 on, where all taps cost as much as one; at 3x3 it is slower by itself,
-  and yet the whole training step is faster with it, because no shifted window is stored. On an
-  H200, at grids of 32 and 128, a grouped convolution wins at 3x3 and 7x7, transforms at 15x15, and
-  of the kernel's gradient from 7x7 on. On the TPU transforms move far more memory than convolutions
-  of these sizes; what "spatial" means differs there, see `_by_shifts`. Nor are there transforms
-  where devices share a batch: spectra are larger than kernels, and would be what crosses between
+  faster on spectra from 5x5 on, where all taps cost as much as one; at 3x3 it is slower in
+  isolation, and yet the whole training step is faster with it, because no shifted window is stored.
+  On an H200, at grids of 32 and 128, a grouped convolution wins at 3x3 and 7x7, transforms at
+  15x15, and of the kernel's gradient from 7x7 on. On the TPU transforms move far more memory than
+  convolutions of these sizes; "spatial" has another meaning there, see `_by_shifts`. Nor are there
+  transforms where devices share a batch: spectra are larger than kernels, and would be exchanged
+    between
   them.
 
   Args:
@@ -145,7 +146,7 @@ def depthwise_conv_by_groups(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.
 
   Args:
     x: (B, H, W, C).
-    kernels: one (k, k, 1, c) per group of neighbouring channels, k odd; the c add up to C.
+    kernels: one (k, k, 1, c) per group of adjacent channels, k odd; the c add up to C.
 
   Returns:
     (B, H, W, C).
@@ -266,7 +267,7 @@ def onto_input_grid(
 def windows(
   x: jax.Array, size: int, stride: int = 1, fill: float = 0.0, centre: Pixel = _ORIGIN
 ) -> list[jax.Array]:
-  """The pixels that each position of a window meets, padded like `conv`.
+  """The pixels at each position of a window, padded like `conv`.
 
   Args:
     x: (B, H, W, C).
@@ -285,7 +286,7 @@ def windows(
 
 
 def _tap(padded: jax.Array, i: int, j: int, size: tuple[int, int], stride: int) -> jax.Array:
-  """The window of a padded array that the kernel's element (i, j) meets."""
+  """The part of a padded array that the kernel's element (i, j) multiplies."""
   rows, cols = size
   end = (i + (rows - 1) * stride + 1, j + (cols - 1) * stride + 1)
   return jax.lax.slice(

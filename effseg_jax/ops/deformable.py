@@ -51,7 +51,7 @@ def deformable_attention(
   if backend.platform() == "cpu":
     return _by_rows(value, sizes, locations, weights)
   form = _by_quads if backend.platform() == "tpu" else deformable_attention_reference
-  # The samples are read again in the backward pass: they take 4 L P times the room of the result.
+  # The samples are read again in the backward pass: they take 4 L P times the memory of the result.
   return jax.checkpoint(form, static_argnums=(1,))(value, sizes, locations, weights)
 
 
@@ -155,7 +155,7 @@ def _quads(tokens: jax.Array, rows: int, cols: int) -> jax.Array:
 # --- On the CPU ----------------------------------------------------------------------------------
 #
 # The cells of a sample are at fixed distances from its upper left one; where one of them is outside
-# the level, another cell is read, of which it takes no share. Heads come before queries, because
+# the level, another cell is read with weight 0. Heads come before queries, because
 # the map of a single head stays in the cache.
 
 

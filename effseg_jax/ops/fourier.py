@@ -18,7 +18,7 @@ from effseg_jax.ops import backend
 
 _AXES = (1, 2)
 
-# What a traced transform is called where it is written as products.
+# Name of a traced transform that is written as products.
 TRANSFORMS = ("_rfft2_by_products", "_irfft2_by_products")
 
 
@@ -41,8 +41,8 @@ def fast_size(size: int) -> int:
 def depthwise_conv_fft(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Zero-padded depthwise convolution by Fourier transforms (specification, section 7.2).
 
-  Equal to `ops.conv.depthwise_conv`: the grid is padded by the kernel's radius, so that what wraps
-  around meets zeros.
+  Equal to `ops.conv.depthwise_conv`: the grid is padded by the kernel's radius, so that values that
+  wrap around are multiplied by zeros.
 
   Args:
     x: (B, H, W, C).
@@ -212,7 +212,7 @@ def _times(spectrum: jax.Array, factors: jax.Array) -> jax.Array:
   """The product of complex (B, rows, cols, C) and (1, rows, cols, C).
 
   In real numbers, so that the gradient of the factors is a real sum over the batch: for a complex
-  one XLA's TPU compiler brings the batch of all devices to each of them.
+  one XLA's TPU compiler gathers the batch of all devices on each of them.
   """
   return jax.lax.complex(
     spectrum.real * factors.real - spectrum.imag * factors.imag,
@@ -246,8 +246,8 @@ def _irfft2(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 def _as_transform() -> bool:
   """Whether a Fourier transform is one, or products with its matrix.
 
-  Grids are small, so products take a matrix unit little time. And they are cut along the batch like
-  any other operation, while for a transform XLA brings the batch of all devices to each of them.
+  Grids are small, so products take a matrix unit little time. And they are sharded along the batch
+  like any other operation, while for a transform XLA gathers the batch of all devices on each.
   """
   return backend.platform() != "tpu" and not backend.batch_is_cut()
 

@@ -1,4 +1,4 @@
-"""From uint8 pictures with padding to what a network takes."""
+"""From uint8 pictures with padding to the normalised input of a network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def normalize_images(
   mean: tuple[float, float, float] = IMAGENET_MEAN,
   std: tuple[float, float, float] = IMAGENET_STD,
 ) -> jax.Array:
-  """`(image - mean) / std`, what a network takes.
+  """`(image - mean) / std`, the input of a network.
 
   Args:
     images: uint8 RGB (B, H, W, 3), or one of (H, W, 3), values 0 to 255.

@@ -1,6 +1,6 @@
 """Bilinear values of maps at points, as PyTorch's `grid_sample` defines them.
 
-Points are (x, y) in [0, 1]^2 of the padded image; corners are not aligned, and neighbours outside
+Points are (x, y) in [0, 1]^2 of the padded image; corners are not aligned, and pixels outside
 the map count as 0 (`padding_mode="zeros"`). Points get no gradient.
 """
 
@@ -50,13 +50,13 @@ def splat_points(values: jax.Array, points: jax.Array, size: tuple[int, int]) ->
 
 
 def sample_segments(segments: jax.Array, points: jax.Array, ids: jax.Array) -> jax.Array:
-  """Samples the masks that a segment map stands for, without making the masks.
+  """Samples the masks of a segment map without materialising them.
 
   Args:
     segments: uint8 (..., S, H, W): index of the segment at each pixel of S layers, 255 for none; a
-      segment is in one layer alone.
+      segment is in one layer only.
     points: float32 (..., P, 2).
-    ids: int (..., N), the segments asked for.
+    ids: int (..., N), the segments to sample.
 
   Returns:
     float32 (..., N, P), the bilinear value of mask `ids[n]` at each point, 0 to 1.
@@ -65,7 +65,7 @@ def sample_segments(segments: jax.Array, points: jax.Array, ids: jax.Array) -> j
 
 
 def sample_by_gather(maps: jax.Array, points: jax.Array) -> jax.Array:
-  """`sample_points` of one example by looking up four neighbours: the reference form.
+  """`sample_points` of one example by looking up the four surrounding pixels: the reference form.
 
   Args:
     maps: float32 (C, H, W).
@@ -111,7 +111,7 @@ _sample.defvjp(_sample_forward, _sample_backward)
 
 
 def _sample_rows(maps: jax.Array, points: jax.Array) -> jax.Array:
-  """Looks up the values of all maps at a neighbour as one row."""
+  """Looks up the values of all maps at one surrounding pixel as one row."""
   flat = maps.reshape(maps.shape[0], -1).T
   corners = _corners(points, maps.shape[-2:])
   return sum(flat[index] * weight[:, None] for index, weight in corners).T
@@ -150,7 +150,7 @@ def _splat_by_products(values: jax.Array, points: jax.Array, size: tuple[int, in
 
 
 def _corners(points: jax.Array, size: tuple[int, int]) -> list[tuple[jax.Array, jax.Array]]:
-  """Flat index (row-major, int32 (P,)) and weight (float32 (P,)) of each point's neighbours."""
+  """Flat index (row-major, int32 (P,)) and weight (float32 (P,)) of each point's four pixels."""
   height, width = size
   x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
   left, top = jnp.floor(x), jnp.floor(y)
@@ -174,7 +174,7 @@ def _dense_weights(points: jax.Array, size: tuple[int, int]) -> tuple[jax.Array,
 
 
 def _chunks(points: jax.Array) -> jax.Array:
-  """Cuts (P, 2) into (chunks, at most _CHUNK, 2); what is added lies outside every map."""
+  """Splits (P, 2) into (chunks, at most _CHUNK, 2); what is added lies outside every map."""
   if points.shape[0] <= _CHUNK:
     return points[None]
   padding = -points.shape[0] % _CHUNK

@@ -67,8 +67,8 @@ def _max_pool_shifts(x: jax.Array, grid: tuple[int, int], size: int, stride: int
   """`max_pool` as maxima of shifted arrays, for the CPU; `grid` are x's rows and columns.
 
   A window reduction takes 4 times as long there. Its gradient and that of a chain of maxima take 20
-  to 80 times as long as the value; this one says of each window which cell has won, PyTorch's first
-  of equal ones, and lets each cell add up what it has won.
+  to 80 times as long as the value; this one stores the argmax of each window (the first of
+  equal cells, as PyTorch), and each cell sums the cotangents of the windows that it won.
   """
   del grid
   return functools.reduce(jnp.maximum, windows(x, size, stride, fill=-np.inf))
@@ -90,7 +90,7 @@ def _pool_backward(
   nobody = size**2
   winner = onto_input_grid(winner, grid, stride, nobody)
   cotangent = onto_input_grid(cotangent, grid, stride)
-  # The window that meets a cell with its last element lies before it, hence the turned order.
+  # The window whose last element is on a cell lies before it, hence the turned order.
   offers = zip(
     reversed(windows(winner, size, fill=nobody)), reversed(windows(cotangent, size)), strict=True
   )

@@ -26,7 +26,7 @@ def source_coordinates(
     align_corners: which of the two rules.
 
   Returns:
-    The lower and the upper neighbour, int (size,), and the upper one's weight, float64 (size,).
+    The lower and the upper source index, int (size,), and the upper one's weight, float64 (size,).
   """
   index = np.arange(size)
   if align_corners:
@@ -157,7 +157,7 @@ def _double_forward(x: jax.Array, axis: int) -> tuple[jax.Array, None]:
 
 def _double_backward(axis: int, _: None, cotangent: jax.Array) -> tuple[jax.Array]:
   # Cell i gives 3/4 to the outputs 2 i and 2 i + 1, and 1/4 to 2 i - 1 and 2 i + 2; the outer cells
-  # stand in for the neighbours that they lack.
+  # replace their missing neighbours.
   size = cotangent.shape[axis] // 2
   pairs = cotangent.reshape(*cotangent.shape[:axis], size, 2, *cotangent.shape[axis + 1 :])
   even, odd = (jax.lax.index_in_dim(pairs, k, axis + 1, keepdims=False) for k in (0, 1))

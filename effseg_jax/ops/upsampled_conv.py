@@ -28,7 +28,7 @@ def upsampled_conv(x: jax.Array, kernel: jax.Array, size: tuple[int, int]) -> ja
   """
   batch, rows, cols, channels = x.shape
   taps, features = kernel.shape[0], kernel.shape[-1]
-  # Row taps beside rows and column taps beside columns: what one product sums over.
+  # Row taps beside rows and column taps beside columns: the axes that one product contracts.
   mixed = x @ jnp.transpose(kernel, (2, 0, 1, 3)).reshape(channels, -1)
   mixed = einops.rearrange(mixed, "b h w (i j d) -> b (i h) (w j d)", i=taps, j=taps)
   matrix = jnp.asarray(_enlarging(size[0], rows, taps), x.dtype)
@@ -45,7 +45,7 @@ def upsampled_conv_reference(x: jax.Array, kernel: jax.Array, size: tuple[int, i
 
 
 def _enlarging(size: int, source_size: int, taps: int) -> np.ndarray:
-  """(size, taps * source_size): tap i of row y sees row y + i - taps // 2, or 0 beyond the ends."""
+  """(size, taps * source_size): tap i of row y reads row y + i - taps // 2; 0 beyond the ends."""
   matrix = bilinear_matrix(size, source_size)
   padded = np.pad(matrix, ((taps // 2, taps // 2), (0, 0)))
   return np.concatenate([padded[i : i + size] for i in range(taps)], axis=1)

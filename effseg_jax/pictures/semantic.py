@@ -33,7 +33,7 @@ def overlay(image: np.ndarray, class_map: np.ndarray, palette: Palette, opacity:
 
 
 def tint(image: np.ndarray, mask: np.ndarray, colours: np.ndarray, opacity: float = 0.5):
-  """Colours what a mask holds and draws its outline; the rest stays as it is.
+  """Tints the pixels of a mask and draws its outline; other pixels are unchanged.
 
   Args:
     image: uint8 (H, W, 3).

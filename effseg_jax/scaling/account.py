@@ -1,4 +1,4 @@
-"""What a training step needs and costs on a slice: compiled for it, accounted for, and printed."""
+"""Memory and cost of a training step on a slice: compiled for it, analysed and printed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _MIB, _GIB = 2**20, 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-  """A page, as numbers. Per device and per step unless said otherwise.
+  """The numbers of a report. Per device and per step unless stated otherwise.
 
   Attributes:
     config: the experiment, as on the command line.
     topology: the slice.
     chips: in it.
     hosts: in it.
-    devices: that jax sees; two per chip on some TPUs.
+    devices: of jax; two per chip on some TPUs.
     mesh: sizes of the axes that are longer than 1.
     global_batch: examples of all devices.
     accumulate: parts of a batch, one after the other.
@@ -31,7 +31,7 @@ class Account:
     optimizer_bytes: of the optimizer's state.
     other_state_bytes: statistics and averaged weights.
     peak_bytes: of main memory.
-    temporary_bytes: among them, what lives during a step.
+    temporary_bytes: part of them, allocated during a step only.
     hbm_bytes: that there are.
     flops: of matrix products and convolutions.
     moved_bytes: between main memory and cores.
@@ -44,7 +44,7 @@ class Account:
     trace_seconds: tracing, wall time.
     compile_seconds: compiling, wall time.
     compile_cpu_seconds: compiling, all threads.
-    warnings: what should be looked at.
+    warnings: possible problems.
     versions: of jax and libtpu.
   """
 
@@ -91,7 +91,7 @@ class Account:
 
   @property
   def bound(self) -> str:
-    """What it is bound by."""
+    """The resource that bounds it."""
     names = ("compute", "memory", "network")
     return max(names, key=lambda name: getattr(self, f"{name}_seconds"))
 
@@ -120,7 +120,7 @@ def account_for(config: ConfigDict, name: str, topology_name: str) -> Account:
   batch_size = ahead_of_time.next_batch_size(config, mesh)
   if batch_size != config.train.batch_size:
     notes.append(
-      f"batch not divisible: train.batch_size={config.train.batch_size} cannot be cut over"
+      f"batch not divisible: train.batch_size={config.train.batch_size} cannot be divided over"
       f" {sharding.batch_ways(mesh)} devices; compiled with {batch_size}, the least that can"
     )
     with config.unlocked():
@@ -172,7 +172,7 @@ def account_for(config: ConfigDict, name: str, topology_name: str) -> Account:
 
 
 def page(account: Account) -> str:
-  """What the tool prints for one configuration on one slice."""
+  """The report for one configuration on one slice."""
   a = account
   per_device = a.global_batch / a.devices
   parts = f", in {a.accumulate} parts one after the other" if a.accumulate > 1 else ""

@@ -1,4 +1,4 @@
-"""Compiles the training step for devices that are not here, and accounts for what it will cost."""
+"""Compiles the training step for devices that are not attached, and analyses its cost."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ class TracedStep:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-  """What the compiler says of the step.
+  """The compiler's analysis of the step.
 
   Attributes:
     peak_bytes: of main memory that one device needs: state, batch, temporaries and program.
-    temporary_bytes: among them, what lives only during a step.
+    temporary_bytes: part of them, allocated during a step only.
     moved_bytes: between main memory and cores, per device and step; None if it did not fit.
     exchanged: the collectives; None if it did not fit.
     error: why there is no program, or an empty string.
     seconds: wall time of compilation.
-    cpu_seconds: of all threads; on a busy machine it says more.
+    cpu_seconds: of all threads; more meaningful on a busy machine.
   """
 
   peak_bytes: int
@@ -85,15 +85,15 @@ def next_batch_size(config: ConfigDict, mesh: Mesh) -> int:
 
 
 def trace_step(config: ConfigDict, dataset: Any, mesh: Mesh) -> TracedStep:
-  """Traces what `train.py` would compile.
+  """Traces the step that `effseg train` would compile.
 
   Args:
     config: the experiment.
     dataset: the training data, or its substitute of `input_pipeline.datasets.stand_in`.
-    mesh: from `sharding.make_mesh`; its devices say what is traced for.
+    mesh: from `sharding.make_mesh`; its devices are the target.
 
   Raises:
-    UserError: for a batch that cannot be cut over the mesh, and what else is wrong in the
+    UserError: for a batch that cannot be divided over the mesh, and other mistakes in the
       configuration.
   """
   begin = time.monotonic()
@@ -141,7 +141,7 @@ def _text(compiled: jax.stages.Compiled) -> str:
   except jax.errors.JaxRuntimeError as error:
     raise UserError(
       f"jax cannot read the compiled program ({str(error).splitlines()[0]}); pip install 'jax[tpu]'"
-      " installs the libtpu that this jax knows."
+      " installs the libtpu that matches this jax."
     ) from None
 
 
@@ -174,7 +174,7 @@ class Roofline:
 
   @property
   def step(self) -> float:
-    """If all three run beside each other."""
+    """If all three overlap completely."""
     return max(self.compute, self.memory, self.network)
 
   @property
@@ -194,7 +194,7 @@ def roofline(step: TracedStep, compiled: CompiledStep, topology: Topology) -> Ro
 
 
 def warnings(step: TracedStep, compiled: CompiledStep, topology: Topology) -> list[str]:
-  """What somebody should look at before chips are paid for; a line each."""
+  """Possible problems to check before renting chips; a line each."""
   found = []
   if compiled.error:
     found.append(f"does not fit: {compiled.error}")

@@ -1,4 +1,4 @@
-"""What crosses devices in a compiled program: every collective by kind, mesh axis and bytes."""
+"""Communication in a compiled program: every collective by kind, mesh axis and bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Collective:
 
   Attributes:
     kind: one of `KINDS`.
-    axes: of the mesh, along which the exchange runs; empty if no device meets another.
+    axes: of the mesh, along which the exchange runs; empty if no devices communicate.
     arrays: what one device reduces, sends or (all-gather) ends up with.
     nbytes: of these arrays.
     times: how often it runs in a step.
@@ -176,7 +176,7 @@ def _iota(match: re.Match[str]) -> np.ndarray:
 def _mesh_groups(match: re.Match[str]) -> list[list[int]]:
   """`mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`: devices of a mesh that meet along axes.
 
-  An axis may be cut: `'a':(2)2` is the part of size 2 after a part of size 2.
+  An axis may be split: `'a':(2)2` is the part of size 2 after a part of size 2.
   """
   sizes = {name: int(size) for name, size, _, _ in _AXIS.findall(match["axes"])}
   numbers = np.arange(math.prod(sizes.values()))
@@ -184,7 +184,7 @@ def _mesh_groups(match: re.Match[str]) -> list[list[int]]:
     shape, _, order = match["ids"].partition("T")
     source = [int(n) for n in re.findall(r"\d+", shape)]
     numbers = numbers.reshape(source).transpose([int(n) for n in re.findall(r"\d+", order)])
-  # Every cut axis becomes up to three, of which one is what the exchange runs along.
+  # Every split axis becomes up to three, and the exchange runs along one of them.
   cuts: dict[str, list[tuple[int, int]]] = {}
   for name, _, before, size in _AXIS.findall(match["over"]):
     cuts.setdefault(name, []).append((int(before or 1), int(size or sizes[name])))

@@ -1,6 +1,6 @@
-"""Reads a compiled program's text: its instructions, how often each runs, what moves in memory.
+"""Parses a compiled program: its instructions, how often each runs, and its memory traffic.
 
-XLA's own account (`Compiled.cost_analysis`) counts the body of a loop once and does not tell fast
+XLA's own analysis (`Compiled.cost_analysis`) counts the body of a loop once and does not tell fast
 on-chip memory from the device's main memory; here loops count as often as they run, and arrays
 that live on the chip cost nothing.
 """
@@ -38,7 +38,7 @@ class ArrayType:
   """One array of an instruction's result.
 
   Attributes:
-    dtype: XLA's name, `f32` say.
+    dtype: XLA's name, for example `f32`.
     shape: of the array on one device.
     memory_space: 0: the device's main memory; others are on the chip, or of the host.
     stored_shape: with the padding of a TPU's tiles, 8 x 128 mostly.
@@ -56,7 +56,7 @@ class ArrayType:
 
   @property
   def stored_bytes(self) -> int:
-    """Bytes with padding: what is moved."""
+    """Bytes including padding, as they are moved."""
     return math.prod(self.stored_shape) * _bits(self.dtype) // 8
 
 
@@ -66,7 +66,7 @@ class Instruction:
 
   Attributes:
     name: unique within the program.
-    opcode: XLA's name of the operation, `all-reduce` say.
+    opcode: XLA's name of the operation, for example `all-reduce`.
     result: the arrays it makes.
     operands: names of the instructions it reads.
     attributes: the rest of the line.
@@ -125,7 +125,7 @@ class Program:
           self._run(called, count, times)
 
   def _turns(self, loop: Instruction) -> int:
-    """A loop's length: as the compiler knows it, or the bound its condition compares with.
+    """A loop's length: as the compiler states it, or the bound that its condition compares with.
 
     The loops of `jax.lax.scan` count from 0 to a constant.
     """
@@ -281,9 +281,9 @@ def _main_memory(arrays: Sequence[ArrayType]) -> int:
 
 
 def _moved(start: Instruction, scope: Mapping[str, Instruction]) -> int:
-  """Traffic of what runs beside the other operations; its result names the operands again.
+  """Traffic of asynchronous operations; the result refers to the operands again.
 
-  What moves is the smaller side of it: a slice is copied out of a larger array, say.
+  What moves is the smaller side of it: for example, a slice is copied out of a larger array.
   """
   sources = [array for name in start.operands if name in scope for array in scope[name].result]
   made = list(start.result)

@@ -1,6 +1,6 @@
-"""The table of docs/scaling.md: every experiment on a slice, kept row by row beside the document.
+"""The table of docs/scaling.md: every experiment on a slice, stored row by row beside the document.
 
-A row is compiled once; `scaling.json` beside the document keeps what is known of it, so that the
+A row is compiled once; `scaling.json` beside the document stores its numbers, so that the
 table can be completed over several evenings and drawn anew without compiling.
 """
 

@@ -18,13 +18,13 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one TPU chip has, as published.
+  """Published properties of a TPU chip.
 
   Attributes:
-    devices: that jax sees of it.
+    devices: that jax lists per chip.
     hbm: bytes of its main memory.
     hbm_rate: bytes per second between memory and cores.
-    link_rate: bytes per second that it can send to its neighbours, all links together.
+    link_rate: bytes per second that it can send to adjacent chips, over all links.
     source: of the numbers.
   """
 
@@ -50,8 +50,8 @@ class Topology:
   """A slice of a TPU pod, or several.
 
   Attributes:
-    name: kind of chip and their arrangement, `v5e:4x4` say.
-    chip: what it is made of.
+    name: kind of chip and their arrangement, for example `v5e:4x4`.
+    chip: its kind.
     devices: to make a mesh of; programs are compiled for them, and cannot run.
   """
 
@@ -92,7 +92,7 @@ class Topology:
 
 
 def find_topology(name: str) -> Topology:
-  """Describes a slice by its name; no TPU is asked.
+  """Describes a slice by its name; no TPU is needed.
 
   Args:
     name: `v5e:4x4`, `v4:2x2x2`, `v5p:4x4x4`, `v6e:16x16`, `TPU7x:2x2x1`: kind of chip, and how many

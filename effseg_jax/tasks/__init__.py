@@ -1,4 +1,4 @@
-"""What a task means: the model's inputs, the loss, and what is counted."""
+"""The definition of a task: the model's inputs, the loss, and the counts of a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH_SUMS = ("dropped_segments",)
 
 
 class Task(Protocol):
-  """What the training step needs of a task. A task is a frozen dataclass of plain values.
+  """The parts of a task that the training step needs. A task is a frozen dataclass of plain values.
 
   `counts` of the loss are integers that add up over steps, devices and hosts; `summarise` turns
   their sum into the numbers of a log line. A task without such counts returns None.

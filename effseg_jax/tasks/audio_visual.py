@@ -24,15 +24,15 @@ _COUNT_STRIDE = 4
 
 @dataclasses.dataclass(frozen=True)
 class AudioVisualTask:
-  """Masks of what sounds: one logit a pixel (S4, MS3), or one for each class (AVSS).
+  """Masks of sounding objects: one logit per pixel (S4, MS3), or one per class (AVSS).
 
   Attributes:
     classes: name per class id, the background first; a single name means binary masks.
     palette: (red, green, blue), 0 to 255, per class id.
     mask_loss: of binary masks: `"dice"` (AVSegFormer), `"bce"` (AVSBench) or `"bce_dice"`, their
       sum (LightAVSeg). Semantic labels have the cross-entropy.
-    mix_weight: of the second loss, which asks the mean channel of the model's mask feature for what
-      sounds (AVSegFormer's mixing loss).
+    mix_weight: of the second loss, which trains the mean channel of the model's mask feature to
+      predict the mask (AVSegFormer's mixing loss).
     mean: of the normalisation, per RGB channel, in uint8 units.
     std: of the normalisation, per RGB channel, in uint8 units.
   """
@@ -60,7 +60,7 @@ class AudioVisualTask:
 
   @property
   def semantic(self) -> bool:
-    """Whether masks tell classes apart."""
+    """Whether masks distinguish classes."""
     return len(self.classes) > 1
 
   def augment(self, batch: Batch, rng: jax.Array) -> Batch:
@@ -126,7 +126,7 @@ class AudioVisualTask:
     return logits.astype(jnp.float32) * batch["valid_frames"][:, :, None, None, None]
 
   def summarise(self, counts: np.ndarray) -> dict[str, float]:
-    """Intersection over union of what sounds, or mIoU of the classes, over all pixels so far."""
+    """Intersection over union of the sounding objects, or mIoU of the classes, over all pixels."""
     matrix = ConfusionMatrix(max(self.num_classes, 2))
     matrix.update(counts)
     if self.semantic:

@@ -1,4 +1,4 @@
-"""Image classification: what backbones are pretrained on."""
+"""Image classification, for pretraining backbones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ClassificationTask:
     return len(self.classes)
 
   def augment(self, batch: Batch, rng: jax.Array) -> Batch:
-    """Normalises, then mixes each image with a neighbour in the batch.
+    """Normalises, then mixes each image with the adjacent one in the batch.
 
     Args:
       batch: `image` uint8 (B, H, W, 3), `valid_size`, `label` int32 (B,).
@@ -120,7 +120,7 @@ class ClassificationTask:
 
 
 def _neighbours(x: jax.Array) -> jax.Array:
-  """Examples 1, 0, 3, 2, ... of (B, ...): neighbours, because they are on the same device.
+  """Examples 1, 0, 3, 2, ... of (B, ...): adjacent ones, because they are on the same device.
 
   The last one of an odd batch is its own.
   """

@@ -17,7 +17,7 @@ from effseg_jax.ops.select import smallest
 
 
 class PointSource(Protocol):
-  """Says at which points a matched mask is supervised; hashable, like `UncertainPoints`."""
+  """Chooses the points at which a matched mask is supervised; hashable, like `UncertainPoints`."""
 
   def __call__(self, source: Any, target: jax.Array, maps: jax.Array) -> jax.Array:
     """Points float32 (L, B, P, 2) for the maps (L, B, h, w) matched to target number `target`.
@@ -83,7 +83,7 @@ def class_losses(
     labels: int32 (B, N).
     queries: int32 (L, B, N), of each target.
     matched: bool (L, B, N), whether the target has one.
-    no_object_weight: weight of queries without a target; the others weigh 1.
+    no_object_weight: weight of queries without a target; the others have weight 1.
 
   Returns:
     float32 (L,), weighted means over the batch.
@@ -114,8 +114,8 @@ def mask_losses(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Binary cross-entropy and Dice loss of the matched masks, at points.
 
-  Goes from target to target and stops after the last one that any image has: what it costs depends
-  on how many there are, not on how many there is room for. Value and gradient are computed
+  Loops over the targets and stops after the last one that any image has: the cost depends on the
+  number of targets, not on the capacity. Value and gradient are computed
   together, because the loss is a sum over targets; no sample outlives its target.
 
   Args:

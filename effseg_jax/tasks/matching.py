@@ -8,7 +8,7 @@ from optax.assignment import hungarian_algorithm
 
 from effseg_jax.ops import backend
 
-# What a target without a query costs: more than any query does, little enough for float32.
+# The cost of a target without a query: more than any query's, small enough for float32.
 _UNMATCHED = 1e4
 
 
@@ -22,7 +22,7 @@ def matching_costs(
   mask_weight: float,
   dice_weight: float,
 ) -> jax.Array:
-  """What it costs to give a target to a query (Cheng et al. 2022, Mask2Former, section 3.3).
+  """The cost of assigning a target to a query (Cheng et al. 2022, Mask2Former, section 3.3).
 
   `-class_weight softmax(class)[label] + mask_weight BCE + dice_weight Dice`, the last two over the
   points at which predictions and targets were sampled.

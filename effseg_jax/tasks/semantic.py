@@ -30,7 +30,7 @@ class SemanticTask:
     ignore_label: label value that is neither trained on nor counted.
     mean: of the normalisation, per RGB channel, in uint8 units.
     std: of the normalisation, per RGB channel, in uint8 units.
-    normalize_by: what the summed loss is divided by: `"all"` pixels, ignored and padded ones
+    normalize_by: divisor of the summed loss: `"all"` pixels, ignored and padded ones
       included, as the official AFFormer training does, or `"valid"` pixels.
     class_weights: weight of each class's pixels in the loss; empty for 1 each.
   """

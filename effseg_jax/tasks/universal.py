@@ -33,7 +33,7 @@ class UniversalTask:
   Attributes:
     classes: name per class id.
     palette: (red, green, blue), 0 to 255, per class id.
-    is_thing: per class id, whether its objects are told apart.
+    is_thing: per class id, whether its objects are separate segments.
     mean: of the normalisation, per RGB channel, in uint8 units.
     std: of the normalisation, per RGB channel, in uint8 units.
     class_weight: of the class loss and cost.
@@ -94,7 +94,7 @@ class UniversalTask:
       outputs: `class_logits` (B, Q, K + 1), `mask_logits` (B, Q, H/4, W/4), and `aux`, a list of
         the same from earlier layers.
       batch: `segments` uint8 (B, S, H, W), `labels` int32 (B, N), negative for padding, and
-        `dropped_segments` int32 (B,), how many targets found no room there.
+        `dropped_segments` int32 (B,), the number of targets that exceed the capacity.
       rng: key of the points.
 
     Returns:
@@ -216,7 +216,7 @@ class UniversalTask:
 
 
 class SetLosses(NamedTuple):
-  """What the losses of L predictions are.
+  """The losses of L predictions.
 
   Attributes:
     total: float32 (), to be minimised: the weighted sum. The other losses have no weight, and no

@@ -79,7 +79,7 @@ def rows(backbone: ResNet | Swin, name: str = "backbone", path: str = "backbone"
 
   Args:
     backbone: gives the depth, and the kind of a ResNet's normalisation.
-    name: what the official names begin with.
+    name: prefix of the official names.
     path: of the backbone among our variables, without the collection.
   """
   if isinstance(backbone, ResNet):

@@ -1,4 +1,4 @@
-"""A released model in one file: weights under our own names, and a card that says what they are.
+"""A released model in one file: weights under our own names, and a card that describes them.
 
 The file is `.safetensors`; the card is JSON in its metadata. Anyone can open it, and nothing in it
 is executed.
@@ -34,7 +34,7 @@ class Bundle:
     model: the Flax module.
     variables: its collections, float32 on the host.
     card: JSON-compatible: `model` (`name`, `fields`), `task` (`name` and its fields: classes,
-      palette, mean and std among them), and what is known of the training.
+      palette, mean and std among them), and the description of the training.
   """
 
   model: nn.Module

@@ -20,7 +20,7 @@ def rows(
 
   Args:
     backbone: gives the depth.
-    name: what the official names begin with.
+    name: prefix of the official names.
     path: of the backbone among our variables, without the collection.
   """
   yield from table.conv(f"{name}._conv_stem", f"params/{path}/stem")

@@ -191,7 +191,7 @@ def _names_of(model: nn.Module) -> ModuleType:
   """The module that knows the official names of a model's class."""
   kind = f"{type(model).__module__}.{type(model).__qualname__}"
   if kind not in _NAMES:
-    raise UserError(f"{type(model).__name__} has no official weights that this library knows.")
+    raise UserError(f"{type(model).__name__} has no official weights that this library supports.")
   return importlib.import_module(_NAMES[kind])
 
 
@@ -213,7 +213,7 @@ def _check_fit(
   origin: str,
   parts: Mapping[str, Part],
 ) -> None:
-  """Compares official tensors with what a model takes; raises one error with all differences."""
+  """Compares official tensors with those of a model; raises one error with all differences."""
   missing, wrong, differing = [], [], []
   for row in rows:
     if row.name not in tensors:
@@ -252,7 +252,7 @@ def _check_fit(
 
 
 def _dead_zeros(rows: Collection[Row], shapes: Shapes) -> dict[str, np.ndarray]:
-  """Stands for layers that are never used, where a training run or a bundle did not keep them."""
+  """Replaces layers that are never used, if a training run or a bundle does not contain them."""
   return {row.path: np.zeros(shapes[row.path], np.float32) for row in rows if row.dead}
 
 
@@ -284,7 +284,7 @@ def _part_of(flat: Mapping[str, Any], part: Part) -> dict[str, Any]:
 
 
 def is_bundle(path: Path) -> bool:
-  """Whether a file is one of our bundles; what is wrong with it otherwise, the reader says."""
+  """Whether a file is one of our bundles; the reader reports other problems of a file."""
   if path.suffix != ".safetensors" or not path.is_file():
     return False
   try:

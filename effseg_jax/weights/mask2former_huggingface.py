@@ -79,7 +79,7 @@ def is_huggingface(tensors: Mapping[str, Any]) -> bool:
 
 
 def renamed(tensors: Mapping[str, Any]) -> dict[str, Any]:
-  """The tensors under their official names; what has none keeps its own.
+  """The tensors under their official names; those without one keep their own.
 
   The last normalisation of Hugging Face's Swin is left out: segmentation does not use it.
   """

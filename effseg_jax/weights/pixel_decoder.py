@@ -26,7 +26,7 @@ def rows(
 
   Args:
     decoder: gives the depth and the kinds of gate and FPN step.
-    name: what the official names begin with.
+    name: prefix of the official names.
     path: of the decoder among our variables.
   """
   for level in range(3):

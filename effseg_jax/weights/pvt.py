@@ -19,7 +19,7 @@ def rows(backbone: PVTv2, name: str = "backbone", path: str = "params/backbone")
 
   Args:
     backbone: gives the depths and which stages have a reduction.
-    name: what the official names begin with.
+    name: prefix of the official names.
     path: of the backbone among our variables.
   """
   for stage, depth in enumerate(backbone.depths):

@@ -1,6 +1,6 @@
 """Reads tensors by name from other people's files, without PyTorch and without running their code.
 
-A pickle is a program. Here it can do nothing but put tensors into dictionaries: every name it asks
+A pickle is a program. Here it can only put tensors into dictionaries: every name it asks
 for is answered from one short table of our own inert stand-ins, and any other name ends the
 reading with an error that says which one it was. The layout of the two `torch.save` formats is the
 one of PyTorch's `torch/serialization.py` (zip archives since 1.6, the stream before).
@@ -34,7 +34,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
   """Reads the tensors of a checkpoint by their official names.
 
   `{"state_dict": ...}` and `{"model": ...}` are unwrapped, a `module.` before every name is
-  dropped, and what is no tensor (epoch, settings, optimizer) is left out.
+  dropped, and everything else (epoch, settings, optimizer) is omitted.
 
   Args:
     path: ending in `.pth` or `.pt` (either format of `torch.save`), `.pkl` (a pickled dictionary of
@@ -45,7 +45,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
   Raises:
     UserError: if the file is missing, empty, damaged, of another kind, without tensors, or if its
-      pickle asks for anything but tensors.
+      pickle refers to anything but tensors.
   """
   path = Path(path)
   if path.suffix not in SUFFIXES:
@@ -69,7 +69,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def tensors_by_name(content: Any) -> dict[str, np.ndarray]:
-  """Finds the state dict in what a checkpoint holds; see `read_state_dict`.
+  """Finds the state dict in a checkpoint's content; see `read_state_dict`.
 
   Raises:
     UserError: if there is no tensor in it.
@@ -128,7 +128,7 @@ def _read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def _read_pickled(file: BinaryIO) -> Any:
-  """A zip archive of `torch.save`, its older stream, or a plain pickle: told apart by content."""
+  """A zip archive of `torch.save`, its older stream, or a plain pickle, by content."""
   if zipfile.is_zipfile(file):
     return _read_archive(file)
   file.seek(0)
@@ -329,7 +329,7 @@ class _Settings:
 
 
 class _Call:
-  """What a permitted name stands for: callable, and closed to a pickle's changes of state."""
+  """The value of a permitted name: callable, and immune to a pickle's changes of state."""
 
   __slots__ = ("_function",)
 
@@ -418,7 +418,7 @@ _PERMITTED: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Knows the names of `_PERMITTED` and no others."""
+  """Resolves the names of `_PERMITTED` only."""
 
   def __init__(self, file: BinaryIO, load_storage: Callable[[tuple], Any] | None = None):
     super().__init__(file, encoding="latin1")  # detectron2's own files come from Python 2
@@ -432,7 +432,7 @@ class _Unpickler(pickle.Unpickler):
     """
     if (module, name) not in _PERMITTED:
       raise UserError(
-        f"its pickle asks for {module}.{name}, which no weights need; nothing of it was run. If"
+        f"its pickle refers to {module}.{name}, which weights do not need; nothing was executed. If"
         " you trust the file, save its state dict alone, as .safetensors for example."
       )
     return _PERMITTED[module, name]

@@ -130,7 +130,7 @@ def _image_head() -> Iterator[Row]:
 
 
 def renamed(model: SegFormer, tensors: Mapping[str, Any]) -> dict[str, Any]:
-  """A file's tensors under the authors' names; what has none keeps its own.
+  """A file's tensors under the authors' names; those without one keep their own.
 
   Args:
     model: that the file is for.

@@ -1,4 +1,4 @@
-"""What a file with official names must hold for a model: one row per tensor."""
+"""The required content of a file with official names: one row per tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Row:
     canonical: where modules share the tensor and PyTorch lists it once for each of them: the name
       under which it appears first. Empty for a name that is the first or only one.
     dead: the official model never uses it.
-    constant: what an export holds for a row without a path; a file's own is not looked at.
+    constant: what an export holds for a row without a path; a file's own value is ignored.
     meaning: what its sizes stand for, where an error should say so.
   """
 

@@ -44,7 +44,7 @@ def vggish_rows(name: str = "", path: str = "") -> Iterator[Row]:
   """The rows of a VGGish inside another model.
 
   Args:
-    name: what the official names begin with, "audio." for example.
+    name: prefix of the official names, "audio." for example.
     path: the same for ours, "audio/" for example.
   """
   for index, place in enumerate(_CONVOLUTIONS):

@@ -136,7 +136,7 @@ EVIL = {
 def test_a_pickle_that_asks_for_more_is_refused_by_name(tmp_path, name, write, monkeypatch):
   monkeypatch.chdir(tmp_path)
   path = write(tmp_path / "a.pth", {"a": BASE, "b": EVIL[name]})
-  with pytest.raises(UserError, match=f"asks for {name},"):
+  with pytest.raises(UserError, match=f"refers to {name},"):
     read_state_dict(path)
   assert not (tmp_path / "HERE").exists()
 

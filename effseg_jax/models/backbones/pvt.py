@@ -37,7 +37,7 @@ _init = nn.initializers.normal(0.02)
 
 
 class SpatialReduction(nn.Module):
-  """Convolution whose stride is its kernel size; what is left at the right and bottom is dropped.
+  """Convolution whose stride is its kernel size; the remainder at the right and bottom is dropped.
 
   Attributes:
     size: of the kernel.

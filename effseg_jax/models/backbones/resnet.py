@@ -31,7 +31,7 @@ class FrozenBatchNorm(nn.Module):
   """Batch normalisation that stays as pretraining left it: statistics, scale and offset.
 
   All four vectors are in the collection `batch_stats`, none in `params`, and none is ever written:
-  no optimizer sees them, and nothing changes them.
+  no optimizer updates them, and they never change.
 
   Attributes:
     epsilon: added to the variance.

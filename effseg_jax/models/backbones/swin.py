@@ -21,7 +21,7 @@ Dtype = Any
 PATCH = 4
 MLP_RATIO = 4
 
-# Added to the logits of pixels that are neighbours only because the grid was rolled.
+# Added to the logits of pixel pairs that are adjacent only because the grid was rolled.
 _ACROSS_BORDERS = -100.0
 
 _init = nn.initializers.normal(0.02)
@@ -54,7 +54,7 @@ def relative_position_bias(table: jax.Array, window: int) -> jax.Array:
 
 
 def shifted_window_bias(grid: tuple[int, int], window: int) -> jax.Array:
-  """What keeps pixels apart that the cyclic shift has brought into one window.
+  """The mask between pixels that share a window only because of the cyclic shift.
 
   Args:
     grid: rows and columns of the rolled grid, multiples of the window.
@@ -185,7 +185,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-  """Halves the resolution: four neighbours side by side, normalised, to twice the channels.
+  """Halves the resolution: concatenates 2x2 pixels, normalises, projects to twice the channels.
 
   Attributes:
     dtype: of the computation.

@@ -69,8 +69,8 @@ class VGGish(nn.Module):
 class SmallAudioEncoder(nn.Module):
   """Five strided convolutions, the mean over time, one linear layer.
 
-  The bands stay apart until the linear layer, because pitch and timbre are what tells sounds from
-  one another; when they happen within the second is not.
+  The bands stay apart until the linear layer, because pitch and timbre distinguish sounds, while
+  their time within the second does not.
 
   Attributes:
     widths: features of the convolutions, each of which halves both axes.

@@ -30,7 +30,7 @@ _normal = nn.initializers.normal
 
 
 class Initializers(NamedTuple):
-  """What the libraries that train ViTs initialise differently; linear layers are normal(0.02).
+  """Where libraries that train ViTs initialise differently; linear layers are normal(0.02).
 
   Attributes:
     patch: of the patch kernel.
@@ -161,14 +161,14 @@ class SelfAttention(nn.Module):
     Args:
       x: (B, N, C).
       train: whether dropout is that of training.
-      memory: (B, S, C), what keys and values are made of; by default x.
+      memory: (B, S, C), the source of keys and values; by default x.
       blocked: bool (B, N, S), true where a token must not look.
 
     Returns:
       (B, N, C).
     """
     channels = x.shape[-1]
-    # Queries, keys and values on an axis of their own: heads can then be cut over devices.
+    # Queries, keys and values on an axis of their own: heads can then be sharded over devices.
     kernel = self.param("qkv_kernel", self.qkv_init, (channels, 3, channels), jnp.float32)
     bias = self.param("qkv_bias", nn.initializers.zeros, (3, channels), jnp.float32)
     kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
@@ -262,9 +262,9 @@ class ViT(nn.Module):
     image_size: sides of the images whose grid the position table has, or rows and columns.
     positions: how the table fits other grids: "bilinear", "bicubic", or "fixed": not at all.
     class_position: whether the class token has a position, the first of the table.
-    num_registers: tokens beside the class token that stand for nothing (Darcet et al. 2024).
+    num_registers: register tokens beside the class token (Darcet et al. 2024).
     layer_scale_init: see `Block`.
-    final_norm: whether there is a normalisation behind the last block, see `normalized`.
+    final_norm: whether a normalisation follows the last block, see `normalized`.
     drop_path: rate of the last block; the others' grow linearly from 0.
     dropout: rate, see `Block`; also after adding positions.
     remat: compute each block again in the backward pass instead of keeping its activations.
@@ -342,7 +342,7 @@ class ViT(nn.Module):
       out_layers: numbers of the blocks, from 0 on, rising.
       class_token: whether the class token goes through the blocks; it is in no output.
       shrink_at: number of the block that lets even rows and columns alone pass (SegViT's Shrunk):
-        they look at all patches, and are all that later blocks see. None: there is none.
+        they attend to all patches, and later blocks process only them. None: there is none.
 
     Returns:
       (B, h, w, C) each; behind `shrink_at` with ceil(h / 2) rows and ceil(w / 2) columns.
