@@ -18,6 +18,4 @@ def get_sweep() -> sweeps.Sweep:
     "data.augment.ratio": sweeps.one_of(((0.5, 2.0), (0.75, 2.25), (1.0, 1.5))),
   }
   shorter = [{"train.num_steps": 600, "schedule.warmup_steps": 50}]
-  return sweeps.Sweep(
-    "afformer/camvid:tiny", sweeps.combined(shorter, sweeps.drawn(16, draws))
-  )
+  return sweeps.Sweep("afformer/camvid:tiny", sweeps.combined(shorter, sweeps.drawn(16, draws)))
