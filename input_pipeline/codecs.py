@@ -51,7 +51,7 @@ _LOG: contextvars.ContextVar[list[tuple[bytes, np.ndarray]] | None] = contextvar
 )
 
 # EXIF orientations under which rows become columns.
-_TURNED = (5, 6, 7, 8)
+TURNED = (5, 6, 7, 8)
 _BROKEN = (
   *(UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError),
   *(struct.error, zlib.error, MemoryError, Image.DecompressionBombError),
@@ -252,7 +252,7 @@ def decode_size(source: Path | IO[bytes], path: object) -> tuple[int, int]:
   size, orientation, _ = _header(source, path)
   cols, rows = size
   # Pillow keeps TIFF's orientation elsewhere, and has applied it to the size already.
-  return (cols, rows) if orientation in _TURNED else (rows, cols)
+  return (cols, rows) if orientation in TURNED else (rows, cols)
 
 
 def orientation(path: Path) -> int:
@@ -265,12 +265,14 @@ def orientation(path: Path) -> int:
   return _header(path, path)[1]
 
 
-def levels_used(path: Path) -> tuple[int, int] | None:
-  """The largest value of a picture of more than 8 bits, and that of its format; None: 8 bits."""
-  image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-  if image is None or image.dtype != np.uint16:
-    return None
-  return int(image.max()), 65535
+def turned(picture: np.ndarray, turn: int) -> np.ndarray:
+  """Turns a picture or label (H, W, ...) upright from one of the eight orientations of EXIF."""
+  if turn in TURNED:
+    picture = picture.swapaxes(0, 1)
+  rows = turn in (3, 4, 7, 8)
+  cols = turn in (2, 3, 6, 7)
+  picture = picture[:: -1 if rows else 1, :: -1 if cols else 1]
+  return np.ascontiguousarray(picture)
 
 
 def _header(source: Path | IO[bytes], path: object) -> tuple[tuple[int, int], int, bool]:
@@ -313,17 +315,7 @@ def _decode_with_pillow(content: bytes, name: object, turn: int) -> np.ndarray:
       picture = np.asarray(Image.alpha_composite(ground, layer).convert("RGB"))
     else:
       picture = np.asarray(image.convert("RGB"))
-  return _turned(picture, turn)
-
-
-def _turned(picture: np.ndarray, turn: int) -> np.ndarray:
-  """Turns a picture upright from one of the eight orientations of EXIF."""
-  if turn in _TURNED:
-    picture = picture.transpose(1, 0, 2)
-  rows = turn in (3, 4, 7, 8)
-  cols = turn in (2, 3, 6, 7)
-  picture = picture[:: -1 if rows else 1, :: -1 if cols else 1]
-  return np.ascontiguousarray(picture)
+  return turned(picture, turn)
 
 
 def _to_8_bits(image: np.ndarray, name: object) -> np.ndarray:

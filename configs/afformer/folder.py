@@ -33,7 +33,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     num_steps=10_000,
     average_decay=0.999,
   )
-  config.data.options = ConfigDict({"ignore": 255})  # stored value of what has no class
+  config.data.options = ConfigDict(
+    {
+      "ignore": 255,  # stored value of what has no class
+      "labels": "index",  # or from_one, binary, colours
+      "turn_labels": False,  # as the EXIF orientation turns their pictures
+    }
+  )
   config.optimizer = defaults.adamw(learning_rate=3e-4, weight_decay=0.01)
   config.schedule = defaults.poly(warmup_steps=500)
   semantic.evaluate_whole_images(config, scale=(2048, 512), multiple=32, batch_size=4, every=1000)

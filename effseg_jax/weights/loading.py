@@ -26,7 +26,7 @@ from effseg_jax.errors import UserError, suggestion
 from effseg_jax.ops.backend import target_platform
 from effseg_jax.weights import table
 from effseg_jax.weights.bundle import read_bundle
-from effseg_jax.weights.reader import read_state_dict, tensors_by_name
+from effseg_jax.weights.reader import is_safetensors, read_state_dict, tensors_by_name
 from effseg_jax.weights.table import Part, Row
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -285,8 +285,11 @@ def _part_of(flat: Mapping[str, Any], part: Part) -> dict[str, Any]:
 
 def is_bundle(path: Path) -> bool:
   """Whether a file is one of our bundles; the reader reports other problems of a file."""
-  if path.suffix != ".safetensors" or not path.is_file():
+  if not path.is_file():
     return False
+  with path.open("rb") as file:
+    if not is_safetensors(file.read(16)):
+      return False
   try:
     with safe_open(str(path), framework="numpy") as file:
       return "card" in (file.metadata() or {})

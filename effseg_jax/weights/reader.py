@@ -22,8 +22,10 @@ import numpy as np
 import safetensors
 
 from effseg_jax.errors import UserError
+from effseg_jax.file_kinds import mistaken_for
 
-SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
+# What such files are called; which kind one is, its content says.
+SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".bin", ".tar", ".ckpt")
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _WRAPPERS = ("state_dict", "model")
@@ -37,8 +39,9 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
   dropped, and everything else (epoch, settings, optimizer) is omitted.
 
   Args:
-    path: ending in `.pth` or `.pt` (either format of `torch.save`), `.pkl` (a pickled dictionary of
-      arrays or tensors, as detectron2 writes), `.safetensors` or `.npz`.
+    path: either format of `torch.save` (`.pth`, `.pt`, `pytorch_model.bin`, `.pth.tar`, `.ckpt`), a
+      pickled dictionary of arrays or tensors (`.pkl`, as detectron2 writes), `.safetensors` or
+      `.npz`. The content counts, not the name.
 
   Returns:
     Name -> array in the file's order and dtype; bfloat16 comes as float32.
@@ -48,13 +51,11 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
       pickle refers to anything but tensors.
   """
   path = Path(path)
-  if path.suffix not in SUFFIXES:
-    raise UserError(f"{path} is of no known kind; expected one of {', '.join(SUFFIXES)}.")
   if not path.is_file():
     raise UserError(f"{path} is missing; expected a file of weights ({', '.join(SUFFIXES)}).")
   if path.stat().st_size == 0:
     raise UserError(f"{path} is empty; download or copy it again.")
-  read = {".safetensors": _read_safetensors, ".npz": _read_npz}.get(path.suffix, _read_pickled)
+  read = _reader_of(path)
   try:
     with path.open("rb") as file:
       content = read(file)
@@ -66,6 +67,38 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     raise UserError(
       f"{path} is damaged, cut short or no {path.suffix} file ({reason}); get it again."
     ) from None
+
+
+def _reader_of(path: Path) -> Callable[[BinaryIO], Any]:
+  """Which kind of file it is, by its content; a file without its end is told by its name.
+
+  Raises:
+    UserError: if it is of no known kind, a web page or a git-lfs pointer.
+  """
+  with path.open("rb") as file:
+    head = file.read(256)
+  if (wrong := mistaken_for(head)) is not None:
+    raise UserError(f"{path} {wrong}.")
+  if head.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      arrays = all(name.endswith(".npy") for name in archive.namelist())
+    return _read_npz if arrays else _read_pickled
+  if is_safetensors(head):
+    return _read_safetensors
+  by_name = {".safetensors": _read_safetensors, ".npz": _read_npz}
+  if head.startswith((b"PK\x03\x04", b"\x80")) and path.suffix not in by_name:
+    return _read_pickled
+  if path.suffix not in SUFFIXES:
+    raise UserError(
+      f"{path} is of no known kind; expected one of {', '.join(SUFFIXES)}: a file of torch.save, a"
+      " pickle of arrays, safetensors or numpy arrays."
+    )
+  return by_name.get(path.suffix, _read_pickled)
+
+
+def is_safetensors(head: bytes) -> bool:
+  """Whether a file that begins so is in the safetensors format."""
+  return len(head) > 8 and head[8:9] == b"{" and 1 < int.from_bytes(head[:8], "little") < 1 << 27
 
 
 def tensors_by_name(content: Any) -> dict[str, np.ndarray]:

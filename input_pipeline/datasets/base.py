@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,8 @@ class SegmentationFiles:
     palette: uint8 (K, 3), RGB per class id.
     pairs: (image, label) paths.
     label_rule: stored label values -> class ids and 255, on uint8 (or int) arrays.
+    read_label: path -> stored values (H, W).
+    turn_labels: whether labels are turned as the EXIF orientation turns their photographs.
   """
 
   name: str
@@ -39,6 +39,8 @@ class SegmentationFiles:
   palette: np.ndarray
   pairs: tuple[tuple[Path, Path], ...]
   label_rule: Callable[[np.ndarray], np.ndarray]
+  read_label: Callable[[Path], np.ndarray] = codecs.read_label
+  turn_labels: bool = False
 
   ignore_label = IGNORE_LABEL
 
@@ -58,11 +60,14 @@ class SegmentationFiles:
     """
     image_path, label_path = self.pairs[index]
     image = codecs.read_image(image_path)
-    label = self.label_rule(codecs.read_label(label_path))
+    label = self.label_rule(self.read_label(label_path))
+    if self.turn_labels:
+      label = codecs.turned(label, codecs.orientation(image_path))
     if label.shape != image.shape[:2]:
       raise UserError(
         f"{label_path} is {label.shape[0]}x{label.shape[1]} and its image {image_path} is"
         f" {image.shape[0]}x{image.shape[1]}; expected the same size."
+        f"{self._turning_hint(label.shape, image_path)}"
       )
     check_labels(label, self.num_classes, label_path)
     return {
@@ -76,14 +81,16 @@ class SegmentationFiles:
     """Rows and columns of an image, from its header."""
     return codecs.image_size(self.pairs[index][0])
 
-  def prediction_name(self, index: int) -> str:
-    """How a prediction is called: the image's path below the images' folder, without suffix."""
-    path = self.pairs[index][0]
-    return path.relative_to(self._image_folder).with_suffix("").as_posix()
-
-  @functools.cached_property
-  def _image_folder(self) -> Path:
-    return Path(os.path.commonpath([image.parent for image, _ in self.pairs]))
+  def _turning_hint(self, shape: tuple[int, ...], image_path: Path) -> str:
+    turn = codecs.orientation(image_path)
+    if turn not in codecs.TURNED or shape[::-1] != codecs.image_size(image_path):
+      return ""
+    cure = (
+      "set --config.data.options.turn_labels=True" if self.name == "folder" else "turn the labels"
+    )
+    return (
+      f" The label fits the picture before its EXIF orientation ({turn}) turns it upright; {cure}."
+    )
 
 
 def check_labels(label: np.ndarray, num_classes: int, path: Path) -> None:
@@ -95,9 +102,10 @@ def check_labels(label: np.ndarray, num_classes: int, path: Path) -> None:
   bad = [int(value) for value in np.flatnonzero(seen) if value >= num_classes]
   bad = [value for value in bad if value != IGNORE_LABEL]
   if bad:
+    more = f" (and {len(bad) - 1} other values beyond the classes)" if len(bad) > 1 else ""
     raise UserError(
-      f"{path} holds the label value {bad[0]}; expected 0 to {num_classes - 1}, or {IGNORE_LABEL}"
-      " where nothing is labelled."
+      f"{path} holds the label value {bad[0]}{more}; expected 0 to {num_classes - 1}, or"
+      f" {IGNORE_LABEL} where nothing is labelled: there are {num_classes} classes."
     )
 
 

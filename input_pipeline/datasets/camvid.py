@@ -7,12 +7,14 @@ is chosen by leaving one sequence out, choosing among settings does not spoil: `
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
 import numpy as np
 
 from effseg_jax.errors import UserError, suggestion
-from effseg_jax.input_pipeline.datasets import base
+from effseg_jax.input_pipeline.datasets import base, class_list
 
 TREE = """  train.txt val.txt test.txt   one "image label" a line, relative paths
   train/*.jpg|png      trainannot/*.png
@@ -102,12 +104,41 @@ def _require_sequences(wanted: list[str], root: Path) -> None:
 
 
 def _read_list(root: Path, path: Path) -> list[tuple[Path, Path]]:
-  pairs = []
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-    names = line.split()
-    if not names:
+  """Pairs of a list: names with blanks are quoted or separated by a tab.
+
+  Raises:
+    UserError: for a line of another form, or files that are not there.
+  """
+  names: list[tuple[str, str]] = []
+  for number, line in enumerate(class_list.read_text(path).splitlines(), 1):
+    if not line.strip():
       continue
-    if len(names) != 2:
-      raise UserError(f'{path}, line {number}: {line!r}; expected "image label".')
-    pairs.append((root / names[0], root / names[1]))
+    if "\t" in line:
+      words = [word.strip() for word in line.strip().split("\t") if word.strip()]
+    else:
+      try:
+        words = shlex.split(line.replace("\\", "/"))
+      except ValueError:  # a quotation mark in a name
+        words = line.split()
+    if len(words) != 2:
+      raise UserError(
+        f'{path}, line {number}: {line.strip()!r}; expected "image label", with a tab between them'
+        " (or each in quotation marks) where names have blanks."
+      )
+    image, label = (word.replace("\\", "/") for word in words)
+    names.append((image, label))
+  listings: dict[Path, set[str]] = {}
+
+  def exists(place: Path) -> bool:
+    if place.parent not in listings:
+      listings[place.parent] = set(os.listdir(place.parent)) if place.parent.is_dir() else set()
+    return place.name in listings[place.parent]
+
+  pairs = [(root / image, root / label) for image, label in names]
+  missing = [place for pair in pairs for place in pair if not exists(place)]
+  if missing:
+    raise UserError(
+      f"camvid: {path} lists {2 * len(pairs)} files and {len(missing)} are missing; the first is"
+      f" {missing[0]}. Names are relative to {root}."
+    )
   return pairs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, warn_once
 from effseg_jax.input_pipeline.datasets import base, files
 
 TREE = """  leftImg8bit/{train,val}/<city>/<city>_*_leftImg8bit.png
@@ -47,11 +47,6 @@ def ids_to_classes(label: np.ndarray) -> np.ndarray:
   return files.by_table(label, _ID_TABLE)
 
 
-def unchanged(label: np.ndarray) -> np.ndarray:
-  """Train ids are class ids already."""
-  return label
-
-
 def open_split(
   root: str | Path | None, split: str, *, labels: str = "auto"
 ) -> base.SegmentationFiles:
@@ -72,10 +67,18 @@ def open_split(
     images += files.list_images(folder / "leftImg8bit" / part, "*/*_leftImg8bit.png")
   base.require_some(tuple(images), "cityscapes", split, folder / "leftImg8bit")
   if labels == "auto":
-    labels = next((kind for kind in _SUFFIX if _label_path(images[0], kind).is_file()), "ids")
+    present = [kind for kind in _SUFFIX if _label_path(images[0], kind).is_file()]
+    labels = present[0] if present else "ids"
+    if len(present) > 1:
+      warn_once(
+        f"cityscapes {root}",
+        f"cityscapes: {root} holds *{_SUFFIX['ids']} and *{_SUFFIX['train_ids']}; the first are"
+        " read (the 19 official classes). --config.data.options.labels=train_ids reads the others;"
+        " with classes of your own, use the data set folder, whose classes.txt names them.",
+      )
   kind = labels
   pairs = files.pair_up(images, lambda image: _label_path(image, kind), "cityscapes")
-  rule = ids_to_classes if labels == "ids" else unchanged
+  rule = ids_to_classes if labels == "ids" else files.unchanged
   return base.SegmentationFiles("cityscapes", split, CLASSES, PALETTE, pairs, rule)
 
 

@@ -385,6 +385,8 @@ class AnnotationRules:
     """
     try:
       return coco_values.runs(annotation["segmentation"], size)
+    except UserError:
+      raise
     except Exception as error:  # a C extension raises whatever it meets
       raise self._unreadable(annotation, str(error)) from None
 

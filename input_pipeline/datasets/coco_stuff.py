@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from effseg_jax.errors import UserError
-from effseg_jax.input_pipeline import codecs
 from effseg_jax.input_pipeline.datasets import base, files
 from effseg_jax.input_pipeline.datasets.ade20k import zero_to_ignored
 
@@ -56,33 +55,6 @@ def ids_to_classes(label: np.ndarray) -> np.ndarray:
   return files.by_table(label, _ID_TABLE)
 
 
-def unchanged(label: np.ndarray) -> np.ndarray:
-  """Train ids are class ids already."""
-  return label
-
-
-class StuffMats(base.SegmentationFiles):
-  """Images with MATLAB files whose `S` holds ids from 1; 0 is void."""
-
-  def __getitem__(self, index: int) -> base.Example:
-    """See `base.SegmentationFiles`."""
-    image_path, label_path = self.pairs[index]
-    image = codecs.read_image(image_path)
-    label = self.label_rule(read_mat(label_path))
-    if label.shape != image.shape[:2]:
-      raise UserError(
-        f"{label_path} is {label.shape[0]}x{label.shape[1]} and its image {image_path} is"
-        f" {image.shape[0]}x{image.shape[1]}; expected the same size."
-      )
-    base.check_labels(label, self.num_classes, label_path)
-    return {
-      "image": image,
-      "label": label.astype(np.uint8),
-      "valid_size": np.array(label.shape, np.int32),
-      "name": image_path.stem,
-    }
-
-
 def read_mat(path: Path) -> np.ndarray:
   """Reads `S` of a COCO-Stuff-10k annotation: ids counted from 0, uint8 (H, W), 255 void.
 
@@ -111,7 +83,7 @@ def open_10k(root: str | Path | None, split: str) -> base.SegmentationFiles:
     images = [folder / "images" / f"{stem}.jpg" for stem in stems]
     pairs = files.pair_up(images, lambda path: folder / "annotations" / f"{path.stem}.mat", name)
     base.require_some(pairs, name, split, listing)
-    return StuffMats(name, split, CLASSES, PALETTE, pairs, ids_to_classes)
+    return base.SegmentationFiles(name, split, CLASSES, PALETTE, pairs, ids_to_classes, read_mat)
   base.require_tree(root, name, f"images/{split}", TREE_10K)
   labels = folder / "annotations" / split
   pairs = files.pair_up(
@@ -147,5 +119,5 @@ def open_164k(
     labels = next((kind for kind in _SUFFIX if (maps / (first + _SUFFIX[kind])).is_file()), "ids")
   suffix = _SUFFIX[labels]
   pairs = files.pair_up(images, lambda path: maps / (path.stem + suffix), name)
-  rule = ids_to_classes if labels == "ids" else unchanged
+  rule = ids_to_classes if labels == "ids" else files.unchanged
   return base.SegmentationFiles(name, split, CLASSES, PALETTE, pairs, rule)

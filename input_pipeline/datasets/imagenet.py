@@ -10,7 +10,7 @@ import numpy as np
 
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import codecs
-from effseg_jax.input_pipeline.datasets import base, files
+from effseg_jax.input_pipeline.datasets import base
 
 TREE = """  train/<class>/*.JPEG|jpg|png    one folder per class, for ImageNet n01440764 and so on
   val/<class>/*.JPEG|jpg|png"""
@@ -104,12 +104,16 @@ def open_split(root: str | Path | None, split: str) -> ClassificationFiles:
 
 
 def _class_folders(folder: Path) -> list[str]:
-  return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+  return sorted(
+    entry.name
+    for entry in os.scandir(folder)
+    if entry.is_dir() and not codecs.is_hidden(Path(entry.name))
+  )
 
 
 def _pictures(folder: Path) -> list[str]:
   return sorted(
     entry.name
     for entry in os.scandir(folder)
-    if entry.name.lower().endswith(files.IMAGE_SUFFIXES) and entry.is_file()
+    if codecs.is_picture(Path(entry.name)) and entry.is_file()
   )

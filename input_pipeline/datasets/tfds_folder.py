@@ -72,7 +72,7 @@ class TfdsFolder:
     """
     record, where = self._source[index], self._where(index)
     image = codecs.decode_image(record[self._features[0]], where)
-    label = self._decode_label(record[self._features[1]], where)
+    label = codecs.decode_label(io.BytesIO(record[self._features[1]]), where)
     if label.shape != image.shape[:2]:
       raise UserError(f"{where}: the image is {image.shape[:2]} and its class map {label.shape}.")
     stored = label.astype(np.int32)
@@ -102,13 +102,6 @@ class TfdsFolder:
 
     encoded = {name: decode.SkipDecoding() for name in self._features}
     return _builder(self._folder).as_data_source(self.split, decoders=encoded)
-
-  def _decode_label(self, content: bytes, where: str) -> np.ndarray:
-    """The class map; grey pictures that were stored as colours have three equal channels."""
-    image = codecs.decode_image(content, where)
-    if (image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all():
-      return image[..., 0]
-    return codecs.decode_label(io.BytesIO(content), where)  # a palette's indices
 
   def _where(self, index: int) -> str:
     return f"{self._folder}, {self.split} {index}"

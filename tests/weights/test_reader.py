@@ -255,7 +255,7 @@ def test_other_mistakes_are_one_line(tmp_path):
     (archive, "without data.pkl"),
     (nothing, "no named tensors; found 'epoch'"),
     (number, "holds a int"),
-    (web_page, "damaged"),
+    (web_page, "is a web page and not the file itself"),
   ]:
     with pytest.raises(UserError, match=message) as caught:
       read_state_dict(path)
@@ -290,3 +290,25 @@ def test_what_pytorch_writes(tmp_path, legacy):
   path = tmp_path / "a.pkl"
   path.write_bytes(stream.getvalue())
   assert_equal(read_state_dict(path), expected)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pth.tar", "x.ckpt", "x.weights", "x"])
+@pytest.mark.parametrize("kind", ["torch", "legacy", "safetensors", "npz"])
+def test_the_content_counts_and_not_the_name(tmp_path, name, kind):
+  arrays = {"a": np.arange(6, dtype=np.float32)}
+  path = tmp_path / name
+  if kind == "npz":
+    with path.open("wb") as file:
+      np.savez(file, **arrays)
+  elif kind == "safetensors":
+    save_file(arrays, str(path))
+  else:
+    (save_legacy if kind == "legacy" else save)(path, arrays)
+  np.testing.assert_array_equal(read_state_dict(path)["a"], arrays["a"])
+
+
+def test_a_pointer_of_git_lfs_is_explained(tmp_path):
+  path = tmp_path / "l.safetensors"
+  path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+  with pytest.raises(UserError, match="git lfs pull"):
+    read_state_dict(path)
