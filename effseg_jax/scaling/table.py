@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,36 +18,46 @@ from effseg_jax.scaling.account import Account, account_for
 
 # Experiment -> slices. Where the published batch is 8, eight chips take one example each.
 ROWS: Mapping[str, Sequence[str]] = {
-  "configs/afformer/ade20k.py:tiny": (
+  "afformer/ade20k:tiny": (
     *("v5e:4x4", "v5e:16x16", "v6e:4x4", "v4:2x2x4", "v5p:2x2x4", "TPU7x:2x2x2"),
   ),
-  "configs/afformer/ade20k.py:base": ("v5e:4x4",),
-  "configs/afformer/ade20k.py:base_fft": ("v5e:4x4",),
-  "configs/afformer/cityscapes.py:base": ("v5e:2x4",),
-  "configs/afformer/coco_stuff.py:base": ("v5e:4x4",),
-  "configs/afformer/imagenet.py:base": ("v5e:4x4",),
-  "configs/afformer/camvid.py:tiny": ("v5e:2x4",),
-  "configs/afformer/folder.py:tiny": ("v5e:2x4",),
-  "configs/afformer/pets.py:tiny": ("v5e:4x4",),
-  "configs/afformer/synthetic.py:tiny": ("v5e:2x4",),
-  "configs/mask2former/coco_panoptic.py:r50": ("v5e:4x4",),
-  "configs/mask2former/coco_instances.py:r50": ("v5e:4x4",),
-  "configs/mask2former/ade20k_panoptic.py:r50": ("v5e:4x4",),
-  "configs/mask2former/ade20k_semantic.py:swin_tiny": ("v5e:4x4",),
-  "configs/mask2former/cityscapes_panoptic.py:r50": ("v5e:4x4",),
-  "configs/proscale/coco_panoptic.py:swin_tiny,333": ("v5e:4x4", "v5e:16x16"),
-  "configs/proscale/coco_instances.py:r50,333": ("v5e:4x4",),
-  "configs/proscale/ade20k_panoptic.py:r50,333": ("v5e:4x4",),
-  "configs/proscale/ade20k_semantic.py:swin_tiny,333": ("v5e:4x4",),
-  "configs/proscale/cityscapes_panoptic.py:swin_tiny,333": ("v5e:4x4",),
-  "configs/proscale/synthetic.py:r50,111": ("v5e:2x4",),
-  "configs/proscale/overfit.py:swin_tiny,111": ("v5e:1x1",),
-  "configs/eco_m2f/coco_panoptic.py:swin_tiny": ("v5e:4x4",),
-  "configs/eco_m2f/synthetic.py:r50": ("v5e:2x4",),
-  "configs/avesformer/s4.py:r50": ("v5e:4x4",),
-  "configs/avesformer/ms3.py:r50": ("v5e:4x4",),
-  "configs/avesformer/avss.py:r50": ("v5e:4x4",),
-  "configs/avesformer/synthetic.py:lite": ("v5e:2x4",),
+  "afformer/ade20k:base": ("v5e:4x4",),
+  "afformer/ade20k:base_fft": ("v5e:4x4",),
+  "afformer/cityscapes:base": ("v5e:2x4",),
+  "afformer/coco_stuff:base": ("v5e:4x4",),
+  "afformer/imagenet:base": ("v5e:4x4",),
+  "afformer/camvid:tiny": ("v5e:2x4",),
+  "afformer/folder:tiny": ("v5e:2x4",),
+  "afformer/pets:tiny": ("v5e:4x4",),
+  "afformer/synthetic:tiny": ("v5e:2x4",),
+  "mask2former/coco_panoptic:r50": ("v5e:4x4",),
+  "mask2former/coco_instances:r50": ("v5e:4x4",),
+  "mask2former/ade20k_panoptic:r50": ("v5e:4x4",),
+  "mask2former/ade20k_semantic:swin_tiny": ("v5e:4x4",),
+  "mask2former/cityscapes_panoptic:r50": ("v5e:4x4",),
+  "proscale/coco_panoptic:swin_tiny,333": ("v5e:4x4", "v5e:16x16"),
+  "proscale/coco_instances:r50,333": ("v5e:4x4",),
+  "proscale/ade20k_panoptic:r50,333": ("v5e:4x4",),
+  "proscale/ade20k_semantic:swin_tiny,333": ("v5e:4x4",),
+  "proscale/cityscapes_panoptic:swin_tiny,333": ("v5e:4x4",),
+  "proscale/synthetic:r50,111": ("v5e:2x4",),
+  "proscale/overfit:swin_tiny,111": ("v5e:1x1",),
+  "eco_m2f/coco_panoptic:swin_tiny": ("v5e:4x4",),
+  "eco_m2f/synthetic:r50": ("v5e:2x4",),
+  "avesformer/s4:r50": ("v5e:4x4",),
+  "avesformer/ms3:r50": ("v5e:4x4",),
+  "avesformer/avss:r50": ("v5e:4x4",),
+  "avesformer/synthetic:lite": ("v5e:2x4",),
+  "segformer/ade20k:b0": ("v5e:4x4",),
+  "segformer/cityscapes:b0": ("v5e:2x4",),
+  "segformer/coco_stuff:b0": ("v5e:4x4",),
+  "segformer/imagenet:b0": ("v5e:4x4",),
+  "segformer/camvid:b0": ("v5e:2x4",),
+  "efficientvit/ade20k:b1": ("v5e:4x4",),
+  "efficientvit/cityscapes:b0": ("v5e:4x4",),
+  "efficientvit/camvid:b0": ("v5e:2x4",),
+  "ssa_seg/ade20k:base": ("v5e:4x4",),
+  "ssa_seg/coco_stuff:base": ("v5e:4x4",),
 }
 
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -75,7 +84,7 @@ def complete(document: Path, *, only: str = "", again: bool = False) -> None:
     (config, topology)
     for config, topologies in ROWS.items()
     for topology in topologies
-    if only in f"{_experiment(config)} {topology}"
+    if only in f"{config} {topology}"
   ]
   if not chosen:
     raise UserError(
@@ -131,7 +140,7 @@ def _cells(a: Account) -> list[str]:
   choices += [f"{a.accumulate} parts"] * (a.accumulate > 1)
   memory = f"{a.peak_bytes / 2**30:.2f} of {a.hbm_bytes / 2**30:.0f}"
   cells = [
-    f"`{_experiment(a.config)}`" + (f" {', '.join(choices)}" if choices else ""),
+    f"`{a.config}`" + (f" {', '.join(choices)}" if choices else ""),
     a.topology,
     f"{a.global_batch} ({a.global_batch / a.devices:g})",
     f"{a.parameters / 1e6:.1f} M",
@@ -149,11 +158,6 @@ def _cells(a: Account) -> list[str]:
     f"{sum(entry[3] for entry in a.collectives) / 1e6:.1f}",
     f"{a.compile_seconds:.0f} ({a.compile_cpu_seconds:.0f})",
   ]
-
-
-def _experiment(config: str) -> str:
-  """configs/afformer/ade20k.py:tiny -> afformer/ade20k:tiny."""
-  return re.sub(r"^configs/(.*)\.py", r"\1", config)
 
 
 def _rows_file(document: Path) -> Path:

@@ -164,7 +164,7 @@ def test_a_picture_of_another_size_with_a_run_and_a_scale(run, tmp_path):
     (["eval.py", CONFIG, "--checkpoint=nowhere"], "nowhere does not exist"),
     (["predict.py", "--output=x"], "--input and --output are needed"),
     (["predict.py", "--output=x", "--input=nowhere.jpg"], "nowhere.jpg does not exist"),
-    (["predict.py", "--output=x", "--input=tests"], "holds no picture"),
+    (["predict.py", "--output=x", "--input=tests/golden"], "hold nothing to read"),
     (["-m", "effseg_jax", "export_bundle", "--workdir=x"], "--workdir and --output are needed"),
     (["-m", "effseg_jax", "plot_curves", "nowhere"], "nowhere is missing; expected the --workdir"),
   ],

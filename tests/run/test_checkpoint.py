@@ -12,7 +12,7 @@ import pytest
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import loader
 from effseg_jax.input_pipeline import transforms_semantic as transforms
-from effseg_jax.run import checkpoint
+from effseg_jax.run import saved_model
 from effseg_jax.run.checkpoint import (
   Checkpointer,
   RunDescription,
@@ -154,7 +154,7 @@ def test_the_best_may_be_chosen_by_another_metric_later(open_run, fresh, tmp_pat
 
 def _chosen(tmp_path, step):
   """Asserts which step's folder inference reads."""
-  assert checkpoint._step_folder(tmp_path).name == str(step)
+  assert saved_model._step_folder(tmp_path).name == str(step)
 
 
 def _saved(tmp_path):

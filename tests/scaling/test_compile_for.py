@@ -19,7 +19,7 @@ from effseg_jax.scaling.account import Account, page
 from tests import command
 
 ACCOUNT = Account(
-  config="configs/afformer/ade20k.py:tiny",
+  config="afformer/ade20k:tiny",
   topology="v5e:4x4",
   chips=16,
   hosts=4,
@@ -80,9 +80,9 @@ def test_the_table_is_completed_row_by_row(tmp_path, monkeypatch, capsys):
   document = tmp_path / "scaling.md"
   document.write_text("before\n<!-- table: begin -->\nold\n<!-- table: end -->\nafter\n")
   wanted = {
-    "configs/afformer/ade20k.py:tiny": ("v5e:4x4",),
-    "configs/afformer/synthetic.py:tiny": ("v5e:2x4",),
-    "configs/afformer/camvid.py:tiny": ("v5e:2x4",),
+    "afformer/ade20k:tiny": ("v5e:4x4",),
+    "afformer/synthetic:tiny": ("v5e:2x4",),
+    "afformer/camvid:tiny": ("v5e:2x4",),
   }
   monkeypatch.setattr(compile_table, "ROWS", wanted)
   calls = []
@@ -109,7 +109,7 @@ def test_the_table_is_completed_row_by_row(tmp_path, monkeypatch, capsys):
   compile_table.complete(document)  # what is known is not compiled again
   assert [name.count("synthetic") for name in calls] == [0, 1, 0, 1]
   compile_table.complete(document, only="ade20k", again=True)
-  assert calls[-1] == "configs/afformer/ade20k.py:tiny"
+  assert calls[-1] == "afformer/ade20k:tiny"
   compile_table.complete(document, only="afformer/ade20k:tiny v5e", again=True)
   assert len(calls) == 6
   assert document.read_text() == text
@@ -130,20 +130,18 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_experiment_has_a_row():
-  files = {f"configs/{path.parent.name}/{path.name}" for path in (ROOT / "configs").glob("*/*.py")}
-  trained = {name for name in files if not name.endswith("__init__.py") and "/sweeps/" not in name}
-  assert trained == {name.partition(":")[0] for name in compile_table.ROWS}
+  assert set(configs.names()) == {name.partition(":")[0] for name in compile_table.ROWS}
 
 
 COUNTS = {
-  "afformer/ade20k.py:base": 150,
-  "afformer/imagenet.py:base": 1000,
-  "afformer/camvid.py:tiny": 11,
-  "mask2former/coco_panoptic.py:r50": 133,
-  "mask2former/coco_instances.py:r50": 80,
-  "proscale/ade20k_semantic.py:swin_tiny,333": 150,
-  "avesformer/s4.py:r50": 1,
-  "avesformer/avss.py:r50": 71,
+  "afformer/ade20k:base": 150,
+  "afformer/imagenet:base": 1000,
+  "afformer/camvid:tiny": 11,
+  "mask2former/coco_panoptic:r50": 133,
+  "mask2former/coco_instances:r50": 80,
+  "proscale/ade20k_semantic:swin_tiny,333": 150,
+  "avesformer/s4:r50": 1,
+  "avesformer/avss:r50": 71,
 }
 
 
@@ -153,8 +151,7 @@ def test_every_experiment_has_a_batch_without_its_data(name, monkeypatch):
   config = configs.load(name)
   data = config.data
   dataset = stand_in(data.name, config.task.name, data.options.to_dict())
-  short = name.removeprefix("configs/")
-  assert dataset.num_classes == COUNTS.get(short, dataset.num_classes)
+  assert dataset.num_classes == COUNTS.get(name, dataset.num_classes)
   transforms = pipelines.train_transforms(config.task.name, **data.augment.to_dict())
   batches = TrainBatches(dataset, transforms, batch_size=2, seed=0)
   shapes = batches.element_shapes()
@@ -168,7 +165,7 @@ def test_every_experiment_has_a_batch_without_its_data(name, monkeypatch):
 
 def test_mistakes_end_in_one_line():
   line = command.fail(
-    "effseg compile_for", "--config=configs/afformer/synthetic.py", "--topology=x"
+    "-m", "effseg_jax", "compile_for", "--config=configs/afformer/synthetic.py", "--topology=x"
   )
   assert "v5e:4x4" in line
 
