@@ -18,8 +18,11 @@ from effseg_jax.input_pipeline import datasets
 from effseg_jax.input_pipeline.datasets import base, files, synthetic_av
 
 # The embedded data set that has a task's examples, and its options.
+_SCENES = ("synthetic", {"size": (256, 256)})
 _EMBEDDED = {
-  "semantic": ("synthetic", {"size": (256, 256)}),
+  "semantic": _SCENES,
+  "semantic_ssa": _SCENES,
+  "class_masks": _SCENES,
   "universal": ("synthetic_instances", {"size": (256, 256)}),
   "audio_visual": ("synthetic_av", {}),
 }
