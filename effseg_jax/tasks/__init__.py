@@ -36,6 +36,11 @@ class Task(Protocol):
   ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
     """The scalar to minimise, other scalars to log, and counts."""
 
+  # A task whose loss is not the plain mean over examples also has
+  #   def loss_weight(self, batch) -> jax.Array
+  # a scalar: what the loss of this batch is divided by. Where a batch is computed in parts, their
+  # losses are averaged with these weights, so that the result is that of the whole batch.
+
   def summarise(self, counts: Any) -> dict[str, float]:
     """Numbers for the log from summed counts (host arrays)."""
 

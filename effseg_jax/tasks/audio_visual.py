@@ -121,6 +121,10 @@ class AudioVisualTask:
       loss, scalars["mix_loss"] = loss + self.mix_weight * mix, mix
     return loss, scalars, self._counts(logits, masks, weight)
 
+  def loss_weight(self, batch: Batch) -> jax.Array:
+    """What the loss of a batch is divided by: the supervised frames, float32 ()."""
+    return jnp.sum(batch["frame_weight"] * batch["weight"][:, None])
+
   def valid_logits(self, logits: jax.Array, batch: Batch) -> jax.Array:
     """Logits float32, 0 in the frames that pad a clip: there class 0 is predicted."""
     return logits.astype(jnp.float32) * batch["valid_frames"][:, :, None, None, None]

@@ -105,6 +105,13 @@ class SemanticTask:
     accuracy = jnp.sum(correct) / num_valid
     return loss, {"accuracy": accuracy}, self._coarse_counts(logits, labels)
 
+  def loss_weight(self, batch: Batch) -> jax.Array:
+    """What the loss of a batch is divided by: float32 ()."""
+    label = batch["label"]
+    if self.normalize_by == "valid":
+      return jnp.sum(label != self.ignore_label, dtype=jnp.float32)
+    return jnp.float32(label.size)
+
   def summarise(self, counts: np.ndarray) -> dict[str, float]:
     """mIoU over the classes seen so far (of the labels' samples at logit resolution)."""
     matrix = ConfusionMatrix(self.num_classes)

@@ -59,8 +59,9 @@ def make_train_step(
     model: called as `model.apply(variables, *task.model_inputs(batch), train=True, ...)`.
     task: gives the inputs and the loss.
     optimizer: from `make_optimizer`.
-    accumulate: number of parts the batch is cut into, one after the other; the gradient is their
-      mean. Batch statistics are those of the parts.
+    accumulate: number of parts of a batch, computed one after the other; the gradient is their
+      mean, weighted by `task.loss_weight` where a task has one. Batch statistics are those of the
+      parts.
     average_decay: of the exponential moving average, approached as `(1 + t) / (10 + t)`.
     freeze: patterns of names. Such parameters have no gradient (nothing is computed for it), and
       their statistics stay as they are.
@@ -90,7 +91,7 @@ def make_train_step(
     if accumulate == 1:
       (_, aux), grads = value_and_grad(state.params, state.model_state, batch, rng)
       return grads, *aux
-    return _accumulated(value_and_grad, state, batch, rng, accumulate)
+    return _accumulated(value_and_grad, task, state, batch, rng, parts=accumulate)
 
   def step(
     state: TrainState, batch: Batch, gather: Callable[[Any], Any] = lambda params: params
@@ -146,12 +147,18 @@ def _stopped(params: Any, freeze: Sequence[str]) -> Any:
   return jax.tree.map(lambda stays, x: jax.lax.stop_gradient(x) if stays else x, frozen, params)
 
 
-def _accumulated(value_and_grad: Any, state: TrainState, batch: Batch, rng: jax.Array, parts: int):
+def _accumulated(
+  value_and_grad: Any, task: Task, state: TrainState, batch: Batch, rng: jax.Array, *, parts: int
+):
   """The mean gradient over `parts` parts; their statistics follow one another.
 
   The parts are strided slices, so that each device keeps the examples it already has.
   """
   cut = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), dict(batch))
+
+  weigh = getattr(task, "loss_weight", lambda part: jnp.float32(1.0))
+  weights = jax.vmap(weigh, in_axes=1, axis_size=parts)(cut)
+  weights = weights / jnp.maximum(jnp.sum(weights), 1e-6)
 
   def one(model_state: Any, index: jax.Array):
     part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), cut)
@@ -159,8 +166,9 @@ def _accumulated(value_and_grad: Any, state: TrainState, batch: Batch, rng: jax.
       state.params, model_state, part, jax.random.fold_in(rng, index)
     )
     model_state, scalars, counts = aux
-    grads = jax.tree.map(lambda x: x / parts, grads)
-    scalars = {name: x if name in BATCH_SUMS else x / parts for name, x in scalars.items()}
+    weight = weights[index]
+    grads = jax.tree.map(lambda x: x * weight, grads)
+    scalars = {name: x if name in BATCH_SUMS else x * weight for name, x in scalars.items()}
     return model_state, ((grads, scalars), counts)
 
   # A convolution inside a loop is 20x slower on the CPU: there the loop is unrolled.

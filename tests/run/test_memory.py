@@ -32,7 +32,7 @@ def test_a_full_device_is_one_line(message):
 
 def test_a_full_host_is_one_line():
   with (
-    pytest.raises(UserError, match=r"out of memory.*while 8\.00 EiB|out of memory"),
+    pytest.raises(UserError, match=r"^out of memory"),
     memory_errors(),
   ):
     np.zeros((2**60,), np.int8)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from effseg_jax.errors import UserError
+from effseg_jax.tasks.semantic import SemanticTask
 from effseg_jax.training import sharding, trees
 from effseg_jax.training.optimizer import make_optimizer
 from effseg_jax.training.state import init_state
@@ -240,6 +241,29 @@ def test_accumulation_is_exact_without_batch_statistics():
     )
     np.testing.assert_array_equal(other.counts, report.counts)
     assert float(other.scalars["dropped_segments"]) == float(np.sum(batch["label"] == 2)) > 0
+
+
+@pytest.mark.parametrize("normalize_by", ["all", "valid"])
+def test_accumulation_weighs_parts_by_their_labels(normalize_by):
+  """Parts with few labelled pixels count as little as they do in the whole batch."""
+  task = SemanticTask(tuple("abcde"), ((0, 0, 0),) * 5, normalize_by=normalize_by)
+  rng = np.random.default_rng(0)
+  label = rng.integers(0, 5, (4, 8, 8)).astype(np.uint8)
+  label[1, 2:] = label[3] = 255
+  batch = {
+    "image": rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8),
+    "label": label,
+    "valid_size": np.full((4, 2), 8, np.int32),
+  }
+  (whole, report), *others = (
+    _one_step(PlainNet(), task, batch, accumulate) for accumulate in (1, 2, 4)
+  )
+  for state, other in others:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      (state.params, other.scalars["loss"]),
+      (whole.params, report.scalars["loss"]),
+    )
 
 
 def test_a_bad_gradient_changes_nothing_but_the_counters():
