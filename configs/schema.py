@@ -18,7 +18,7 @@ from effseg_jax.configs.defaults import CHOICES
 
 
 class Rule(Protocol):
-  """What a field may be."""
+  """The valid values of a field."""
 
   def allows(self, value: Any) -> bool:
     """Whether the field may have this value."""
@@ -138,7 +138,7 @@ class Several:
   """A tuple of values of one kind.
 
   Attributes:
-    item: what each may be.
+    item: valid values of each.
     length: how many; None: any number.
     least: how many there are at least.
     ascending: whether none may be smaller than the one before.
@@ -172,7 +172,7 @@ class Entries:
   """A tuple of tuples of one form, of rules by name for example.
 
   Attributes:
-    items: what the parts of an entry may be.
+    items: valid values of the parts of an entry.
     form: an entry, for messages.
   """
 
@@ -391,7 +391,7 @@ def fields(task: str) -> Mapping[str, Rule]:
 
 
 def required(task: str) -> list[str]:
-  """The fields that every configuration of a task has, whatever it chooses."""
+  """The fields that every configuration of a task has, independent of its choices."""
   chosen = {
     f"{section}.{field}"
     for section, choices in CHOICES.items()

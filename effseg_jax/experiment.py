@@ -49,7 +49,7 @@ __all__ = ["Experiment", "build", "make_task"]
 class Experiment:
   """The parts of a run. Each is made when it is first used, and kept.
 
-  What is not used costs nothing: an evaluation alone does not open the training data, and a step
+  Unused parts cost nothing: an evaluation alone does not open the training data, and a step
   that is compiled for other devices needs no arrays.
 
   Attributes:
@@ -78,7 +78,7 @@ class Experiment:
       "task": task,
       "model": model,
     }
-    # In the places where the properties below would keep what they make.
+    # Where the properties below would cache their values.
     self.__dict__.update({name: part for name, part in given.items() if part is not None})
 
   @functools.cached_property
@@ -95,7 +95,7 @@ class Experiment:
 
   @functools.cached_property
   def task(self) -> Task:
-    """What is learnt: inputs and loss, for the classes of the data."""
+    """Inputs and loss, for the classes of the data."""
     return make_task(self.config.task, self.dataset)
 
   @functools.cached_property
@@ -207,7 +207,7 @@ class Experiment:
 
   @functools.cached_property
   def description(self) -> RunDescription:
-    """What is stored with each checkpoint."""
+    """The data stored with each checkpoint."""
     fields = model_fields(self.config.model, self.task.num_classes)
     return describe_run(self.config, fields, self.task, self.dataset)
 
@@ -242,7 +242,7 @@ def build(
     model: in place of the configured one, a trained one that is evaluated for example.
 
   Returns:
-    `model`, `task`, `state`, `step`, `batches`, `evaluate` and what they are made of.
+    `model`, `task`, `state`, `step`, `batches`, `evaluate` and the parts that they consist of.
 
   Raises:
     UserError: for a field that makes no sense; for data that cannot be opened, when they are.
@@ -275,7 +275,7 @@ def model_fields(config: ConfigDict, num_classes: int) -> dict[str, Any]:
 
 
 def open_training_data(config: ConfigDict) -> Any:
-  """Opens what is trained on: the configured split, or the mixture of data sets.
+  """Opens the training data: the configured split, or the mixture of data sets.
 
   An entry of `data.mixture` is (name, root, split, weight).
 

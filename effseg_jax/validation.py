@@ -1,7 +1,7 @@
 """Checks a finished configuration before anything slow happens.
 
-`effseg_jax.configs.schema` says what each field may be on its own. Here is what fields must be
-together, with a model, and with a data set.
+`effseg_jax.configs.schema` defines the valid values of each field on its own. Here is what fields
+must be together, with a model, and with a data set.
 """
 
 from __future__ import annotations

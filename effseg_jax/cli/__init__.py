@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from effseg_jax.errors import UserError, friendly_exit, suggestion
 from effseg_jax.run.memory import memory_errors
 
-# What one wants to do -> command -> what it does. Each command is a module of this package.
+# Purpose -> command -> summary. Each command is a module of this package.
 COMMANDS = {
   "Train and evaluate": {
     "train": "train a model, or resume its training",
@@ -115,7 +115,8 @@ def execute(name: str, argv: Sequence[str] | None = None) -> None:
 
   Args:
     name: of the module.
-    argv: the words after the command; None: those of the process (for `train.py` and the like).
+    argv: the words after the command; None: those of the process (for `train.py` and similar
+      scripts).
   """
   execute_module(importlib.import_module(f"effseg_jax.cli.{name}"), f"effseg {name}", argv)
 
@@ -133,12 +134,13 @@ def execute_module(command: Any, usage: str, argv: Sequence[str] | None = None) 
     if any(word in ("-h", "--help", "--helpfull", "--helpshort") for word in words):
       print(command_help(usage, command, _take_experiment(words)[0]))
       sys.exit(0)
+
     if sys.platform == "win32":
       raise UserError(
         "Windows is not supported: packages that load data do not exist for it. Use WSL2 (wsl"
         " --install), and install effseg_jax there as on Linux."
       )
-    # absl writes below this level what orbax and jax report of their own working.
+    # Below this level are messages of orbax and jax about their internals.
     logging.set_verbosity(logging.ERROR)
     values, arguments = parse(command, words)
     with memory_errors():
@@ -227,7 +229,7 @@ def overview() -> str:
 
 
 def command_help(usage: str, command: Command, experiment: str | None = None) -> str:
-  """The text of `--help` of a command; with an experiment, what it is and its fields.
+  """The text of `--help` of a command; with an experiment, its description and fields.
 
   Raises:
     UserError: if there is no such experiment.
@@ -251,7 +253,7 @@ def command_help(usage: str, command: Command, experiment: str | None = None) ->
 
 
 def _experiment_help(usage: str, experiment: str) -> str:
-  """What an experiment is, its fields and their values."""
+  """The description of an experiment, its fields and their values."""
   from flax.traverse_util import flatten_dict
 
   from effseg_jax import configs

@@ -1,12 +1,11 @@
-"""Draws a sheet of training examples: what the network sees, and what it should answer.
+"""Draws a sheet of training examples: the input of the network beside its target.
 
-  effseg browse --config=afformer/camvid --config.data.root=DIR \
-    --output=sheet.png
+  effseg browse --config=afformer/camvid --config.data.root=DIR --output=sheet.png
 
-Look at it before training on a new data set: wrong class numbers, swapped channels and misplaced
-labels show at once. `--original` leaves the augmentation out; `--seed` shows other examples.
-Segments have a colour and a name each; clips are a row each, what sounds in each frame above its
-sound as a spectrogram (time to the right, pitch upwards).
+Check it before training on a new data set: wrong class numbers, swapped channels and misplaced
+labels are visible at once. `--original` disables the augmentation; `--seed` chooses other examples.
+Each segment has a colour and a name; a clip is a row, with the sounding object tinted in each frame
+above a spectrogram of its sound (time to the right, pitch upwards).
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ def browse(
     config: an experiment.
     split: of the data set; None: the one it trains on.
     count: number of examples, all of them if there are fewer.
-    original: leaves the augmentation out.
+    original: disables the augmentation.
     seed: of the choice and the augmentation.
 
   Returns:
-    The sheet, uint8 (H, W, 3), and a line that says what is on it.
+    The sheet, uint8 (H, W, 3), and a line that describes it.
   """
   options = config.data.options.to_dict()
   options.pop("embeddings", None)  # sounds can be looked at
@@ -122,7 +121,7 @@ def _above_its_sound(example: dict[str, Any], palette: np.ndarray) -> Image.Imag
   for frame, mask, patch in zip(
     example["frames"], example["masks"], example["log_mel"], strict=True
   ):
-    label = np.where(mask == 0, 255, mask)  # what does not sound keeps its colours
+    label = np.where(mask == 0, 255, mask)  # pixels without sound keep their colours
     tinted = np.where(
       (mask > 0)[..., None] | pictures.class_borders(label)[..., None],
       pictures.overlay(frame, label, colours),
@@ -179,11 +178,11 @@ def define_flags(values: Flags) -> None:
   define_config(values)
   flags.DEFINE_string("output", "sheet.png", "The picture to write.", flag_values=values)
   flags.DEFINE_string(
-    "split", None, "Of the data set; the training split if not given.", flag_values=values
+    "split", None, "A split of the data set; default: the training split.", flag_values=values
   )
   flags.DEFINE_integer("count", 12, "Number of examples.", lower_bound=1, flag_values=values)
   flags.DEFINE_bool("original", False, "Without augmentation.", flag_values=values)
-  flags.DEFINE_integer("seed", 0, "Of the choice and the augmentation.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Seed of the choice and the augmentation.", flag_values=values)
 
 
 def run(values: Flags, arguments: Sequence[str]) -> int | None:

@@ -1,12 +1,12 @@
-r"""Compiles the training step for TPUs that are not here, and says what it will need and cost.
+r"""Compiles the training step for TPUs that are not attached, and reports its memory and cost.
 
   effseg compile_for --config=afformer/ade20k:tiny --topology=v5e:4x4
   effseg compile_for --config=proscale/coco_panoptic --topology=v5e:16x16 \
     --config.model.dtype=bfloat16
-  effseg compile_for --table=docs/scaling.md      # all that is missing in the table
+  effseg compile_for --table=docs/scaling.md      # adds the missing rows of the table
 
-Runs on any machine: it needs libtpu (`pip install 'effseg_jax[tpu]'`), no TPU and no data. It is
-the step that train.py runs, with its shardings. How to read the page: docs/scaling.md.
+Runs on any machine; it needs libtpu (`pip install 'effseg_jax[tpu]'`), but no TPU and no data. The
+step is that of `effseg train`, with its shardings. docs/scaling.md explains the report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-# The host is asked for nothing but its compiler.
+# Only the host's compiler is used.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import flags
@@ -29,7 +29,7 @@ from effseg_jax.scaling.account import account_for, page
 
 
 def _config_name(values: Flags) -> str:
-  """The experiment as it was asked for: its file and what was changed."""
+  """The requested experiment: its name and the changed fields."""
   changes = config_flags.get_override_values(values["config"])
   words = [f"{key}={value}" for key, value in changes.items()]
   return " ".join([configs.label(values.experiment), *words])
@@ -48,7 +48,7 @@ def define_flags(values: Flags) -> None:
     "only", "", "With --table: rows whose experiment and slice contain this.", flag_values=values
   )
   flags.DEFINE_bool(
-    "again", False, "With --table: compile also what the table has.", flag_values=values
+    "again", False, "With --table: compile existing rows as well.", flag_values=values
   )
 
 

@@ -6,8 +6,8 @@ r"""Converts official weights to a bundle of this library, and bundles back to o
     --input=model_final_94dc52.pkl --output=mask2former_r50_coco.safetensors
   effseg convert --input=afformer_base_ade20k.safetensors --to_torch=back.pth
 
-The bundle is what `predict.py` and `eval.py` take as `--checkpoint`: weights, and a card with the
-model, the classes, their colours and the normalisation. The way back writes all names of the
+A bundle is a `--checkpoint` for `effseg predict` and `effseg eval`: weights, and a card with the
+model, the classes, their colours and the normalisation. `--to_torch` writes all names of the
 official state dict, for `load_state_dict(strict=True)`; `.pth` needs PyTorch, `.safetensors` does
 not.
 """

@@ -1,15 +1,15 @@
-"""Stores what a frozen VGGish makes of a data set's sounds, so that training does not run it again.
+"""Stores the embeddings of a data set's sounds by a frozen VGGish, to train without running it.
 
   effseg embed_audio --config=avesformer/s4 --weights=vggish.pth \
     --config.data.root=data/AVSBench --output=data/AVSBench/vggish
   effseg train --config=avesformer/s4 --config.data.root=data/AVSBench \
     --config.init_from=resnet50.pth,vggish.pth --config.data.options.embeddings=data/AVSBench/vggish
 
-Written is a file a clip, `<output>/<split>/<clip>.npy`, float32 (T, 128): the same numbers that the
-model would compute, because VGGish is not trained and its sounds are not augmented. What is there
-already is left alone, so an interrupted call goes on; `weights.json` says of which weights the
-numbers are, and other weights are refused. Give `--config.init_from` the same VGGish: the model
-keeps it, for sounds that nobody has embedded.
+Writes a file per clip, `<output>/<split>/<clip>.npy`, float32 (T, 128): the numbers that the model
+would compute, because VGGish is not trained and its sounds are not augmented. Existing files are
+kept, so an interrupted call resumes; `weights.json` identifies the weights, and other weights are
+refused. Give `--config.init_from` the same VGGish: the model keeps it for sounds without stored
+embeddings.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def embed_splits(config: ConfigDict, weights: str, output: str | Path, splits: l
 
 
 def _check_folder(output: Path, facts: dict[str, str]) -> None:
-  """Says in the folder whose embeddings these are; other weights raise `UserError`."""
+  """Records in the folder which weights were used; other weights raise `UserError`."""
   path = output / _FACTS
   if not path.is_file():
     output.mkdir(parents=True, exist_ok=True)
@@ -102,13 +102,13 @@ def define_flags(values: Flags) -> None:
   """Declares the flags."""
   define_config(values)
   flags.DEFINE_string(
-    "weights", None, "What holds a VGGish; default: the experiment's init_from.", flag_values=values
+    "weights", None, "File with a VGGish; default: the experiment's init_from.", flag_values=values
   )
   flags.DEFINE_string("output", None, "Folder of the embeddings.", flag_values=values)
   flags.DEFINE_list(
     "splits",
     None,
-    "Names; default: those the experiment trains and evaluates on.",
+    "Splits; default: those that the experiment trains and evaluates on.",
     flag_values=values,
   )
 

@@ -1,18 +1,19 @@
 """Evaluates a model: `effseg eval --config=afformer/camvid --checkpoint=runs/camvid`.
 
-The configuration says which data and how images are seen; the checkpoint says which model. It is a
-released bundle (`.safetensors`), the working directory of a run (its best checkpoint, averaged
-weights where it kept an average), or a file with official names (`.pth`, then the configuration
-says which model). Without `--checkpoint`, the run in `--workdir` is evaluated.
+The configuration defines the data and the size of the network's input; the checkpoint defines the
+model. It is a released bundle (`.safetensors`), the working directory of a run (its best
+checkpoint, with averaged weights if the run kept an average), or a file with official names
+(`.pth`; then the configuration defines the model). Without `--checkpoint`, the run in `--workdir`
+is evaluated.
 
 Any field can be set: `--config.eval.split=test`, `--config.eval.mode=slide`,
 `--config.eval.scales='(0.75,1.0,1.25)' --config.eval.flip=True`.
 
-Several processes evaluate together as they train: see train.py.
+Several processes evaluate together in the same way as they train: see `effseg train --help`.
 
-In the output folder (default `WORKDIR/eval_SPLIT`): `metrics.json`, the evaluation's pictures
-(`samples.png`, and more by task), and with `--predictions` what the model predicted, in the format
-that the field's servers and tools take.
+The output folder (default `WORKDIR/eval_SPLIT`) receives `metrics.json`, the evaluation's pictures
+(`samples.png`, and more by task), and with `--predictions` the predictions in the format of the
+benchmark's servers and tools.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 def evaluate(
   config: ConfigDict, checkpoint: str | Path, output: str | Path, *, predictions: bool = False
 ) -> EvaluationResult:
-  """Evaluates a checkpoint on the configured split and writes what was found.
+  """Evaluates a checkpoint on the configured split and writes the results.
 
   Args:
     config: a complete experiment; `data`, `task` and `eval` are used, and `model` for official
@@ -99,7 +100,8 @@ def evaluate(
 def load(
   config: ConfigDict, checkpoint: str | Path, task: Task
 ) -> tuple[nn.Module, Variables, Task]:
-  """Reads the model to evaluate. What the checkpoint knows of itself wins over the configuration.
+  """Reads the model to evaluate. The checkpoint's own description takes precedence over the
+  configuration.
 
   Args:
     config: names the model where the checkpoint does not.
@@ -163,7 +165,7 @@ def _check_classes(
     found = f"class {index} is {theirs[index]!r} where the data set has {ours[index]!r}"
   raise UserError(
     f"{checkpoint} does not fit {config.data.name}: {found}. Take the data set that it was trained"
-    " on, or train a new head with train.py --config.init_from."
+    " on, or train a new head with effseg train --config.init_from."
   )
 
 
@@ -199,14 +201,14 @@ def define_flags(values: Flags) -> None:
     "A bundle, a run's working directory or an official file; else --workdir.",
     flag_values=values,
   )
-  flags.DEFINE_string("workdir", None, "Of the run.", flag_values=values)
+  flags.DEFINE_string("workdir", None, "Working directory of the run.", flag_values=values)
   flags.DEFINE_string(
     "output", None, "Where results go; default: WORKDIR/eval_SPLIT.", flag_values=values
   )
   flags.DEFINE_bool(
     "predictions",
     False,
-    "Write what the model predicted, in the official format.",
+    "Write the predictions in the official format.",
     flag_values=values,
   )
   processes.define_flags(values)

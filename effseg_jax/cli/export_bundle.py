@@ -5,8 +5,8 @@ r"""Makes a released bundle of a run's checkpoint.
     --metrics=runs/camvid/eval_test/metrics.json
 
 The bundle holds the weights (averaged, where the run kept an average) and a card: model, classes,
-colours, normalisation, the size pictures are seen at, and what is given here. `predict.py` and
-`eval.py` take it as `--checkpoint`.
+colours, normalisation, the size of the network's input, and the given notes. It is a `--checkpoint`
+for `effseg predict` and `effseg eval`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def export(
     half: store float16.
     note: for the card.
     licence: for the card.
-    metrics: path of a `metrics.json` of `eval.py`.
+    metrics: path of a `metrics.json` of `effseg eval`.
 
   Raises:
     UserError: if there is no such checkpoint, or a file cannot be read.
@@ -79,7 +79,7 @@ def checkpoint_folder(workdir: str | Path, step: str) -> Path:
     return saved[max(saved)]
   if not step.isdigit() or int(step) not in saved:
     raise UserError(
-      f"--step={step}: {workdir} has the steps {', '.join(map(str, sorted(saved)))}; or say best or"
+      f"--step={step}: {workdir} has the steps {', '.join(map(str, sorted(saved)))}; or use best or"
       " latest."
     )
   return saved[int(step)]
@@ -105,9 +105,11 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
   try:
     found = json.loads(Path(path).read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
-    raise UserError(f"--metrics={path} cannot be read ({error}); expected eval.py's.") from None
+    raise UserError(
+      f"--metrics={path} cannot be read ({error}); expected that of effseg eval."
+    ) from None
   if not isinstance(found, dict) or "inference" not in found:
-    raise UserError(f"--metrics={path} is no metrics.json of eval.py: it names no inference.")
+    raise UserError(f"--metrics={path} is no metrics.json of effseg eval: it names no inference.")
   # The numbers and the settings that they depend on; tables per class and paths stay behind.
   numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
   return {**{key: found[key] for key in ("data", "split", "inference")}, **numbers}
@@ -122,7 +124,7 @@ def _saved_steps(workdir: str | Path) -> dict[int, Path]:
 
 def define_flags(values: Flags) -> None:
   """Declares the flags."""
-  flags.DEFINE_string("workdir", None, "Of the training run.", flag_values=values)
+  flags.DEFINE_string("workdir", None, "Working directory of the training run.", flag_values=values)
   flags.DEFINE_string(
     "output", None, "The bundle to write, ending in .safetensors.", flag_values=values
   )
@@ -132,12 +134,10 @@ def define_flags(values: Flags) -> None:
   flags.DEFINE_bool(
     "half", False, "Store float16: half the size, about three digits.", flag_values=values
   )
+  flags.DEFINE_string("note", None, "A note for users of the weights.", flag_values=values)
+  flags.DEFINE_string("licence", None, "Licence of the weights.", flag_values=values)
   flags.DEFINE_string(
-    "note", None, "Anything a user of the weights should know.", flag_values=values
-  )
-  flags.DEFINE_string("licence", None, "Of the weights.", flag_values=values)
-  flags.DEFINE_string(
-    "metrics", None, "metrics.json of eval.py, to go into the card.", flag_values=values
+    "metrics", None, "metrics.json of effseg eval, stored in the card.", flag_values=values
   )
 
 

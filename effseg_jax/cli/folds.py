@@ -3,7 +3,7 @@
   effseg folds runs/folds/plain runs/folds/classmix
 
 Every folder is the `--workdir` of `effseg sweep` for a sweep whose trials are the folds
-(`configs/sweeps/camvid_folds.py`). What counts is the evaluation after the last step: the best of
+(`configs/sweeps/camvid_folds.py`). The evaluation after the last step is used: the best of
 several evaluations would itself be chosen on the data that it is measured on.
 """
 

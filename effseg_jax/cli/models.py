@@ -73,7 +73,7 @@ def table(pattern: str, size: tuple[int, int], num_classes: int) -> str:
 
 
 def parts_table(backbone: str, size: tuple[int, int], num_classes: int) -> list[str]:
-  """What Mask2Former, PRO-SCALE and ECO-M2F cost, part by part and side by side.
+  """The cost of Mask2Former, PRO-SCALE and ECO-M2F, part by part and side by side.
 
   Args:
     backbone: "r50" or "swin_tiny".
@@ -100,7 +100,7 @@ def parts_table(backbone: str, size: tuple[int, int], num_classes: int) -> list[
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-  """Lines of a table, the first column to the left and the others to the right."""
+  """Lines of a table, the first column left-aligned and the others right-aligned."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()

@@ -1,15 +1,15 @@
-r"""Draws what the decoder's cross-attention hears, without and with prompt queries.
+r"""Draws the decoder's cross-attention to the sound, without and with prompt queries.
 
   effseg plot_attention --output=docs/images/attention.png
   effseg plot_attention --prompts=runs/hearing --audio=runs/without_prompts
 
-The first line of the picture has the sound's token alone, the second the prompt query generator.
-Each shows the weights of every position of the map, how many tokens a position listens to (the
-exponential of the weights' entropy), and how far what it hears is from what is heard on average.
-With one token a softmax is 1 wherever one looks: everything hears the same ("attention
-dissipation"). Without runs the models are untrained: the difference is there from the start.
+The first row of the picture uses only the token of the sound, the second the prompt query
+generator. Each shows the weights of every position of the map, the number of tokens that a position
+attends to (the exponential of the weights' entropy), and the distance of its output from the mean
+output. With one token a softmax is 1 everywhere, and all positions get the same output ("attention
+dissipation"). Without runs the models are untrained: the difference exists from the start.
 
-Clips are those of the embedded data set. Needs matplotlib: `pip install effseg_jax[train]`.
+Clips are those of the embedded data set. Needs matplotlib: `pip install 'effseg_jax[train]'`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _NAMES = {"audio": "the sound's token alone", "prompts": "prompt query generator
 
 @dataclasses.dataclass(frozen=True)
 class Listening:
-  """What one cross-attention does with one frame.
+  """One cross-attention for one frame.
 
   Attributes:
     weights: float32 (positions, tokens), the mean over the heads; rows sum to 1.
     tokens: float32 (rows, cols): how many tokens a position listens to, 1 to their number.
-    deviation: float32 (rows, cols): distance of what a position hears from the mean over positions,
+    deviation: float32 (rows, cols): distance of a position's output from the mean over positions,
       divided by the mean's length.
   """
 
@@ -151,7 +151,7 @@ def plot(frame: np.ndarray, listenings: Mapping[str, Listening], output: str | P
 
 
 def untrained(queries: str, size: Sequence[int]) -> tuple[AVESFormer, Mapping[str, Any]]:
-  """An `avesformer_lite` as it is born."""
+  """An untrained `avesformer_lite`."""
   model = effseg_jax.create_model("avesformer_lite", queries=queries)
   inputs = (jnp.zeros((1, 1, *size, 3)), jnp.zeros((1, 1, 96, 64)))
   return model, jax.jit(model.init)(jax.random.key(0), *inputs)
@@ -161,7 +161,7 @@ def trained(run: str, queries: str) -> tuple[AVESFormer, Mapping[str, Any]]:
   """The model of a run or of a bundle.
 
   Raises:
-    UserError: if it is none of the kind asked for.
+    UserError: if it is not of the requested kind.
   """
   bundle = load_for_inference(run)
   if getattr(bundle.model, "queries", None) != queries:

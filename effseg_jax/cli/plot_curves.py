@@ -1,9 +1,9 @@
-"""Draws the curves of runs: the loss, and what their evaluations measured.
+"""Draws the curves of runs: the loss and the metrics of their evaluations.
 
   effseg plot_curves runs/a runs/b --output=curves.png
 
-Reads `metrics.jsonl`. Where a run was interrupted and repeated some steps, the last word counts.
-Needs matplotlib: `pip install effseg_jax[train]`.
+Reads `metrics.jsonl`. If an interrupted run repeated some steps, the last values are used. Needs
+matplotlib: `pip install 'effseg_jax[train]'`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
 
 
 def run_names(runs: Sequence[str | Path]) -> list[str]:
-  """The shortest end of each path that tells the runs apart."""
+  """The shortest end of each path that distinguishes the runs."""
   parts = [(path.parent if path.suffix == ".jsonl" else path).parts for path in map(Path, runs)]
   for depth in range(1, max(map(len, parts)) + 1):
     names = ["/".join(part[-depth:]) for part in parts]

@@ -68,7 +68,7 @@ def prepare(
 
 
 def verify(output: str | Path) -> bool:
-  """Compares all shards with their checksums, and says which differ."""
+  """Compares all shards with their checksums, and lists those that differ."""
   sound = True
   for split in records.read_manifest(output)["splits"]:
     bad = [name for name, same in records.verify(output, split) if not same]
@@ -84,11 +84,15 @@ def define_flags(values: Flags) -> None:
   flags.DEFINE_list(
     "splits",
     None,
-    "Names; default: those the experiment trains and evaluates on.",
+    "Splits; default: those that the experiment trains and evaluates on.",
     flag_values=values,
   )
   flags.DEFINE_integer(
-    "examples_per_shard", 1000, "Of all shards but the last.", lower_bound=1, flag_values=values
+    "examples_per_shard",
+    1000,
+    "Examples of every shard but the last.",
+    lower_bound=1,
+    flag_values=values,
   )
   flags.DEFINE_bool(
     "verify", False, "Compare --output with its checksums; pack nothing.", flag_values=values

@@ -1,11 +1,11 @@
-"""Cuts AVSBench's raw videos into the frames and sounds that its official layout holds.
+"""Extracts frames and sounds from AVSBench's raw videos in its official layout.
 
   effseg prepare_avsbench --subset=s4 --root=data/AVSBench/Single-source
 
-For clips of S4 and MS3 whose videos you have and whose frames you have not. Masks and metadata come
-with the benchmark. Read are `s4_data/raw_videos/<split>/<category>/<name>.mp4` and
-`ms3_data/raw_videos/<video>.mp4`; written are the frames and sounds of docs/datasets.md. What is
-there already is left alone, so an interrupted call goes on. AVSS is given out as frames.
+For clips of S4 and MS3 if you have their videos but not their frames. Masks and metadata come with
+the benchmark. Reads `s4_data/raw_videos/<split>/<category>/<name>.mp4` and
+`ms3_data/raw_videos/<video>.mp4`; writes the frames and sounds of docs/datasets.md. Existing files
+are kept, so an interrupted call resumes. AVSS is distributed as frames.
 
 The rule is the benchmark's: of sixteen moments in each of five seconds the last one, resized to
 224x224; the sound of these seconds at 16 kHz.
@@ -39,7 +39,7 @@ SIZE = (224, 224)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What becomes of a video.
+  """The outputs of a video.
 
   Attributes:
     video: to read.
@@ -92,7 +92,7 @@ def _ms3(root: Path, name: str, split: str) -> Task:
 
 
 def frame_indices(rate: Fraction) -> list[int]:
-  """Which frames of a video stand for its seconds: the last of sixteen moments in each."""
+  """Which frames of a video represent its seconds: the last of sixteen moments in each."""
   return [int(k * rate + Fraction(15, 16) * rate) for k in range(SECONDS)]
 
 
@@ -122,7 +122,7 @@ def prepare(task: Task) -> None:
 
 
 def prepare_all(found: Sequence[Task]) -> Iterator[str]:
-  """Prepares what is not done yet; yields a line for each clip that cannot be read."""
+  """Prepares the missing clips; yields a line for each clip that cannot be read."""
   for task in found:
     if not task.sound.is_file():
       try:

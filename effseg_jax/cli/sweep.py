@@ -7,7 +7,7 @@
 Trials, samplers and pruners are Optuna's; its storage (by default WORKDIR/study.log; `--storage`
 takes any URL of Optuna's) and the working directory are all that workers share. Workers may start
 and end at any time: a trial whose worker died is resumed from its checkpoint by the next one. A
-trial that fails is recorded with its last line and stops none of the others; `--retry_failed` runs
+trial that fails is recorded with its last line and does not stop the others; `--retry_failed` runs
 it again. `--config.FIELD=VALUE` holds for all trials.
 """
 

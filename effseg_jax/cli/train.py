@@ -45,8 +45,7 @@ def train(
   from effseg_jax.run.stopping import StopRequest
   from effseg_jax.run.watch import Watch
 
-  # Model, data and what is learnt. Everything that can be wrong is wrong here, before any device
-  # works.
+  # Model, data and task. Mistakes are found here, before any device is used.
   parts = experiment.build(config)
   config, description_of_run = parts.config, parts.description
   processes.require_same(description_of_run.data, "the data")
@@ -83,7 +82,7 @@ def train(
     if changed:
       log.text(changed)
 
-    # The batches from where the state stands, two of them ahead on the devices.
+    # The batches from the state's step on, two of them ahead on the devices.
     feed = parts.batches.iterate(start=step)
     at_end.callback(feed.close)
     pace, stop = Pace(step), StopRequest()
@@ -158,13 +157,13 @@ def _due(step: int, last: bool, every: int) -> bool:
 
 
 def dry_run(config: ConfigDict) -> str:
-  """Builds what `train` would, and compiles its step; no step is made and nothing is written.
+  """Builds the parts of `train` and compiles its step; no step is executed, nothing is written.
 
   Returns:
-    What would happen: data, model, parameters, memory, steps, and the learning rate over time.
+    The plan: data, model, parameters, memory, steps, and the learning rate over time.
 
   Raises:
-    UserError: for what is wrong with the configuration or the data.
+    UserError: for mistakes in the configuration or the data.
   """
   from effseg_jax import experiment
   from effseg_jax.run import chips, description
@@ -201,17 +200,20 @@ def define_flags(values: Flags) -> None:
   """Declares the flags."""
   define_config(values)
   flags.DEFINE_string(
-    "workdir", None, "Where checkpoints, logs and pictures go.", flag_values=values
+    "workdir", None, "Folder of checkpoints, logs and pictures.", flag_values=values
   )
   flags.DEFINE_string(
-    "profile", None, "Trace these steps into WORKDIR/profile, 100:105 say.", flag_values=values
+    "profile",
+    None,
+    "Trace these steps into WORKDIR/profile, for example 100:105.",
+    flag_values=values,
   )
   flags.DEFINE_string(
-    "study", None, "Set by effseg sweep: the storage that hears of evaluations.", flag_values=values
+    "study", None, "Set by effseg sweep: the storage that receives evaluations.", flag_values=values
   )
   flags.DEFINE_integer("trial", 0, "Set by effseg sweep: the number in it.", flag_values=values)
   flags.DEFINE_bool(
-    "dry_run", False, "Build everything, say what would happen, and stop.", flag_values=values
+    "dry_run", False, "Build everything, print the plan, and stop.", flag_values=values
   )
   processes.define_flags(values)
 
@@ -222,7 +224,7 @@ def run(values: Flags, arguments: Sequence[str]) -> int | None:
     no_arguments(arguments)
     if values.config is None or not (values.workdir or values.dry_run):
       raise UserError("--config and --workdir are needed; see effseg train --help.")
-    logging.set_verbosity(logging.FATAL)  # what orbax tells of errors, we tell in one line
+    logging.set_verbosity(logging.FATAL)  # orbax's reports of errors become one line of ours
     platform.tune_host_malloc()
     platform.use_compilation_cache()
     note = platform.unused_gpu()

@@ -1,4 +1,4 @@
-r"""Writes one of the embedded clips as a video with sound, for `predict.py` to segment.
+r"""Writes one of the embedded clips as a video with sound, for `effseg predict`.
 
   effseg write_clip --output=clip.mp4
   effseg predict --checkpoint=checkpoints/avesformer_synthetic.safetensors --input=clip.mp4 \
@@ -25,7 +25,7 @@ _SAMPLE_RATE = 16_000
 
 
 def write_clip(output: Path, index: int, size: tuple[int, int], seconds: int) -> str:
-  """Writes a clip of the test split; returns who sounds in it: one, switch, both or none."""
+  """Writes a clip of the test split; returns which objects sound: one, switch, both or none."""
   dataset = synthetic_av.open_split(None, "test", size=size, num_frames=seconds)
   if not 0 <= index < len(dataset):
     raise UserError(f"--index={index}; expected 0 to {len(dataset) - 1}.")

@@ -1,7 +1,8 @@
-"""Checkpoints with orbax: everything a run needs to go on, and what a reader needs to use it.
+"""Checkpoints with orbax: everything that resuming a run needs, and everything that using its model
+needs.
 
 One step's folder holds the items `state` (a `TrainState`), `config`, `card` (see
-`effseg_jax.weights.bundle`) and `run` (what must not change when a run goes on). The position in
+`effseg_jax.weights.bundle`) and `run` (what must not change when a run is resumed). The position in
 the data is the state's step: batch number n is a function of the seed and n
 (`effseg_jax.input_pipeline.loader`), so that a run can be resumed with other numbers of devices,
 processes and workers.
@@ -38,7 +39,7 @@ _ITEMS = ("state", "config", "card", "run")
 
 @dataclasses.dataclass(frozen=True)
 class RunDescription:
-  """What is stored beside the arrays.
+  """The data stored beside the arrays.
 
   Attributes:
     config: the experiment's configuration, JSON-compatible.
@@ -121,7 +122,7 @@ class Checkpointer:
       The saved state, or None where nothing has been saved yet.
 
     Raises:
-      UserError: if the run cannot go on exactly as it was, naming each difference; or if no
+      UserError: if the run cannot be resumed exactly as it was, naming each difference; or if no
         checkpoint can be read.
     """
     damaged: list[int] = []
@@ -185,7 +186,7 @@ class Checkpointer:
           # orbax stores metrics only where this is given
           best_fn=self._value,
           create=True,
-          cleanup_tmp_directories=True,  # what a killed process had begun
+          cleanup_tmp_directories=True,  # incomplete files of a killed process
         ),
         item_handlers={
           "state": ocp.StandardCheckpointHandler(),
@@ -236,7 +237,7 @@ class Checkpointer:
     steps = steps_in(self._folder)
     sound, damaged = False, []
     for step in sorted(steps, reverse=True):
-      # Of those before the one to go on from, only the metrics are read.
+      # Of those before the one to resume from, only the metrics are read.
       reason = seal.fault(steps[step], _ITEMS, checksums=not sound)
       if reason is None:
         sound = True
@@ -268,7 +269,8 @@ class Checkpointer:
 
 
 def initialise_from(state: TrainState, variables: Variables, source: str) -> TrainState:
-  """Starts a run from other weights: takes what fits by name and shape, and says what did not.
+  """Starts a run from other weights: takes tensors that fit by name and shape, and reports the
+  others.
 
   Args:
     state: a fresh state.
@@ -300,7 +302,7 @@ def initialise_from(state: TrainState, variables: Variables, source: str) -> Tra
 def _ignore_closed_event_loops() -> None:
   """Where a write fails, orbax closes the event loop to which its storage library still reports.
 
-  The failure itself is raised and told in one line; dozens of tracebacks after it are not.
+  The failure itself is raised and reported in one line; dozens of tracebacks after it are not.
   """
   before = sys.unraisablehook
 
@@ -322,7 +324,7 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def _change(name: str, saved: Any, now: Any) -> str:
-  """What has changed, in a few words."""
+  """A short description of the changes."""
   if isinstance(saved, dict) and isinstance(now, dict):
     key = next(key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key))
     return _change(f"{name}.{key}", saved.get(key), now.get(key))

@@ -1,4 +1,4 @@
-"""What a step costs, and how much of it the devices could do."""
+"""FLOPs per step and model FLOPs utilisation, and the memory of devices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def flops_per_device(program: jax.stages.Compiled) -> float:
-  """What the compiler counts of one step's part on one device; 0 where it does not count.
+  """FLOPs of one step on one device, as the compiler counts them; 0 where it does not.
 
   Rematerialised operations count as often as they run.
   """
@@ -49,7 +49,7 @@ def flops_per_device(program: jax.stages.Compiled) -> float:
 
 
 def memory_line(program: jax.stages.Compiled, held: int, device: jax.Device) -> str:
-  """What a compiled step needs of a device's memory, and what there is.
+  """The device memory that a compiled step needs, and the available memory.
 
   Args:
     program: the step.
@@ -65,7 +65,7 @@ def memory_line(program: jax.stages.Compiled, held: int, device: jax.Device) -> 
 
 
 def peak_bytes(program: jax.stages.Compiled) -> int | None:
-  """Bytes of one device's memory that a program needs; None where the compiler does not say."""
+  """Bytes of one device's memory that a program needs; None where they are unknown."""
   found = program.memory_analysis()
   if found is None:
     return None
@@ -74,14 +74,14 @@ def peak_bytes(program: jax.stages.Compiled) -> int | None:
 
 
 def memory_in_use(device: jax.Device) -> dict[str, float]:
-  """Peak and limit of a device's memory in bytes; empty where the platform does not say."""
+  """Peak and limit of a device's memory in bytes; empty where the platform does not report them."""
   found = device.memory_stats() or {}
   names = {"peak_bytes_in_use": "device_memory_peak", "bytes_limit": "device_memory_limit"}
   return {name: float(found[key]) for key, name in names.items() if key in found}
 
 
 def speed(step_seconds: float, flops: float, device: jax.Device) -> dict[str, float]:
-  """What one device does.
+  """The throughput of one device.
 
   Args:
     step_seconds: wall time of a step.

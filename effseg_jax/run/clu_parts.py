@@ -1,4 +1,4 @@
-"""What is used of `clu`, whose last release was in 2024; the only module that imports it."""
+"""The functions of `clu`, whose last release was in 2024; the only module that imports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is, in words for its log and as data beside its checkpoints."""
+"""The description of a run: lines for its log, and data beside its checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def inference_settings(config: ConfigDict) -> dict[str, Any]:
 def describe_run(
   config: ConfigDict, model_fields: Mapping[str, Any], task: Task, dataset: Any
 ) -> RunDescription:
-  """What is stored with each checkpoint of a run.
+  """The data stored with each checkpoint of a run.
 
   Args:
     config: of the run.
@@ -64,7 +64,7 @@ def _portable(value: Any) -> Any:
 
 
 def trained_on(config: ConfigDict) -> str:
-  """The data set and its split, or what is mixed."""
+  """The data set and its split, or the parts of a mixture."""
   entries = config.data.get("mixture", ())
   if not entries:
     return f"{config.data.name} {config.data.train_split}"
@@ -94,7 +94,7 @@ def run_lines(
     + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
     + (axes and f": {axes}"),
     "training": f"{train.num_steps:,} steps of {train.batch_size} images"
-    + (f", going on from step {step}" if step else ""),
+    + (f", resuming from step {step}" if step else ""),
     **({"workdir": workdir} if workdir else {}),
   }
 

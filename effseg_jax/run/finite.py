@@ -1,4 +1,4 @@
-"""Stops a run whose gradient is not finite, and keeps what is needed to find out why."""
+"""Stops a run whose gradient is not finite, and keeps the data to find the cause."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ with extra("train"):
   from tensorboardX.event_file_writer import EventsWriter
   from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-# What people look for in a line comes first.
+# The most important numbers come first in a line.
 _FIRST = ("loss", "mIoU", "PQ", "M_J", "accuracy", "top1")
 
 # Scalars of these beginnings lie between 0 and 1 and are shown in percent.
@@ -54,7 +54,7 @@ class RunLog:
       workdir: created if it is missing.
       num_steps: length of the run, for the time left.
       batch_size: images per step over all processes, for images/s.
-      best_by: the metric of which the best value so far is told.
+      best_by: the metric whose best value so far is reported.
 
     Raises:
       UserError: if the folder cannot be written to, or another run uses it.
@@ -76,7 +76,7 @@ class RunLog:
     processes.agree(found)
 
   def begin(self, step: int) -> None:
-    """Says from which step on the run trains; what an earlier start logged after it is void."""
+    """Sets the step from which the run trains; later lines of an earlier start are void."""
     if self._active:
       with self._writing():
         self._events.begin(step + 1)
@@ -148,7 +148,7 @@ class RunLog:
     return path
 
   def close(self) -> None:
-    """Flushes and closes the files, and lets others have the folder."""
+    """Flushes and closes the files, and releases the folder."""
     if self._active:
       with self._writing():
         self._jsonl.close()
@@ -183,7 +183,7 @@ class _EventFile:
     self._writer.flush()
 
   def begin(self, step: int) -> None:
-    """TensorBoard drops what earlier files say of this step and later ones."""
+    """TensorBoard drops the events of earlier files for this step and later ones."""
     session = SessionLog(status=SessionLog.START)
     self._writer.write_event(Event(wall_time=time.time(), step=step, session_log=session))
     self._writer.flush()

@@ -1,4 +1,4 @@
-"""Where the time of the steps goes, and what the run is busy with right now."""
+"""Time per step by phase (throughput), and the current phase of the run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Split(NamedTuple):
 
 
 class Pace:
-  """Measures steps, leaving out what `pause` surrounds (evaluation, saving).
+  """Measures steps, excluding the parts inside `pause` (evaluation, saving).
 
   Attributes:
     step_number: of the last finished step.
-    phase: what the run is doing: "step", "data", "device" or what `pause` was told.
+    phase: the current one: "step", "data", "device" or the argument of `pause`.
     since: `time.monotonic()` of the last sign of life: a step, a phase, or `touch`.
   """
 
@@ -53,7 +53,7 @@ class Pace:
     self.touch()
 
   def touch(self) -> None:
-    """Says that the run is alive; called where one phase has many parts."""
+    """Marks the run as alive; called repeatedly in a phase with many parts."""
     self.since = time.monotonic()
 
   @contextlib.contextmanager
@@ -66,7 +66,7 @@ class Pace:
 
   @contextlib.contextmanager
   def pause(self, phase: str) -> Iterator[None]:
-    """Surrounds what does not count as training."""
+    """Surrounds work that does not count as training."""
     begin = time.monotonic()
     with self._in(phase):
       yield

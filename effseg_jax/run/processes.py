@@ -22,7 +22,7 @@ from effseg_jax.run import memory
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  """The flags by which processes without a cluster's scheduler are told of each other."""
+  """The flags that connect processes started without a cluster's scheduler."""
   flags.DEFINE_string(
     "coordinator",
     None,
@@ -45,7 +45,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
     process_id: which one this is.
 
   Raises:
-    UserError: for flags that do not fit together, or if the others cannot be reached.
+    UserError: for flags that do not fit together, or if the other processes cannot be reached.
   """
   import jax
 
@@ -78,12 +78,12 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 
 def agree(error: UserError | None) -> None:
-  """Raises on every process what one of them found wrong, so that none waits for it forever.
+  """Raises an error of one process on all of them, so that none waits for it forever.
 
   Every process calls it at the same place.
 
   Args:
-    error: what this process found.
+    error: the error of this process, if any.
 
   Raises:
     UserError: if there was an error anywhere; the message of the first process that had one.
@@ -104,13 +104,13 @@ def agree(error: UserError | None) -> None:
 
 
 def require_same(found: Mapping[str, Any], what: str) -> None:
-  """Raises `UserError` where processes found different things: another data set on one host, say.
+  """Raises `UserError` if processes differ, for example by another data set on one host.
 
   Every process calls it at the same place.
 
   Args:
     found: JSON-compatible, by name.
-    what: it is about, for the message.
+    what: the subject of the message.
   """
   import jax
   from jax.experimental import multihost_utils
@@ -151,10 +151,10 @@ def location() -> str:
 
 @contextlib.contextmanager
 def run(values: flags.FlagValues) -> Iterator[None]:
-  """Joins the others, and lets none of them wait for one that ended by a mistake.
+  """Joins the other processes, and ends all of them if one fails.
 
-  A process that fails leaves without the farewell for which jax would wait minutes; the others
-  notice that it is gone and end, too.
+  On failure, exits immediately instead of going through jax's shutdown barrier, which would block
+  for minutes; the coordination service then terminates the other processes.
 
   Args:
     values: parsed flags of `define_flags`.
@@ -180,7 +180,7 @@ def run(values: flags.FlagValues) -> Iterator[None]:
       if "JaxRuntimeError" in type(error).__name__:
         print(
           "error: another process of this run has ended or does not answer; its own message says"
-          " why. Start all of them again: the run goes on from its last checkpoint.",
+          " why. Start all of them again: the run resumes from its last checkpoint.",
           file=sys.stderr,
         )
       _leave(1)
@@ -199,7 +199,7 @@ def _leave(status: int) -> None:
 
 
 def _in_cluster() -> bool:
-  """Whether a scheduler has started several processes that jax knows how to join."""
+  """Whether a scheduler has started several processes that jax can join."""
   environment = os.environ
   # Within a step of srun alone: a batch script's own shell has the other variables, too.
   if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:

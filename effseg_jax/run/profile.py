@@ -12,7 +12,7 @@ from effseg_jax.errors import UserError
 
 
 class StepProfiler:
-  """Traces what host and devices of the first process do in a range of steps.
+  """Traces host and devices of the first process in a range of steps.
 
   The trace has a span for each step, and one for each wait for data or for the devices (see
   `Pace.waiting`).

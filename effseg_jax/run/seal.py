@@ -24,7 +24,7 @@ def is_sealed(folder: Path) -> bool:
 
 
 def fault(folder: Path, items: tuple[str, ...], checksums: bool = True) -> str | None:
-  """What is wrong with a checkpoint, or None.
+  """The defect of a checkpoint, or None.
 
   One whose process was killed before it could seal it is looked through for what must be there; the
   library that wrote it gives a folder its name only when all is written.

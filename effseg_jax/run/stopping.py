@@ -14,8 +14,8 @@ class StopRequest:
   """Turns the first Ctrl-C or SIGTERM into "save after this step, then stop".
 
   With `jax.distributed`, its preemption service listens to SIGTERM, and all processes stop at one
-  step that they agree on, whichever of them was told; Ctrl-C is passed on to it. Otherwise the
-  signals are handled here.
+  step that they agree on, whichever of them received the signal; Ctrl-C is passed on to it.
+  Otherwise the signals are handled here.
   """
 
   def __init__(self) -> None:
@@ -28,7 +28,7 @@ class StopRequest:
     self._before = {number: signal.signal(number, handler) for number, handler in ours.items()}
 
   def at(self, step: int) -> bool:
-    """Whether the run ends after this step; asked once after each, by every process."""
+    """Whether the run ends after this step; called once after each, by every process."""
     if self._together and not self._agreed:
       self._agreed = multihost_utils.reached_preemption_sync_point(step)
     return self._signalled or self._agreed

@@ -1,4 +1,4 @@
-"""The training's side of a sweep: reports evaluations to Optuna and learns when to end early."""
+"""The training's side of a sweep: reports evaluations to Optuna and ends early if pruned."""
 
 from __future__ import annotations
 

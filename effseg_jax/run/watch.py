@@ -1,4 +1,4 @@
-"""Notices a run that does not go on, and a host that the others wait for."""
+"""Detects stalled runs, and hosts that slow the others down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: one process writes there, and what the storage refuses is told in a line."""
+"""The folder of a run: one process writes there, and storage errors are reported in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from effseg_jax.errors import UserError
 
 _LOCK = "run.lock"
 
-# What storage says when the fault is not the program's.
+# Errors of the storage, not of the program.
 _REFUSALS = {
   errno.ENOSPC: "no space is left",
   errno.EDQUOT: "the quota is used up",
@@ -84,13 +84,13 @@ class Claim:
       self._file.flush()
 
   def release(self) -> None:
-    """Lets others have it."""
+    """Releases it."""
     self._file.close()
 
 
 @contextlib.contextmanager
 def storage_errors(folder: str | Path) -> Iterator[None]:
-  """Turns what the storage refuses into one line.
+  """Turns a storage error into one line.
 
   Raises:
     UserError: for a full disk, a missing permission and the like; other errors pass.

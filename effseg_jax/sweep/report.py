@@ -1,4 +1,4 @@
-"""What a sweep found: a table, `results.json` and pictures."""
+"""The report of a sweep: a table, `results.json` and pictures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_numbers(folder: Path, name: str) -> list[float]:
 def results(
   plan: sweeps.Sweep | sweeps.Search, study: optuna.Study, workdir: Path, metric: str
 ) -> list[dict[str, Any]]:
-  """What is known of each trial, the best first.
+  """A record of each trial, the best first.
 
   Returns:
     For each trial `trial`, `state`, `changes`, `metric`, `best`, `last`, `steps` (trained so far),

@@ -165,7 +165,7 @@ def join(plan: sweeps.Sweep | sweeps.Search, url: str, number: int = 0) -> optun
 
 
 def objectives_of(plan: sweeps.Sweep | sweeps.Search, metric: str) -> tuple[str, ...]:
-  """What the trials are judged by."""
+  """The metric of the trials."""
   return (getattr(plan, "objectives", ()) or ()) or (metric,)
 
 
@@ -173,7 +173,7 @@ def make_sampler(plan: sweeps.Sweep | sweeps.Search, number: int) -> Any:
   """Optuna's sampler for a trial of a search."""
   samplers = import_optuna().samplers
   if isinstance(plan, sweeps.Sweep):
-    return samplers.RandomSampler(seed=0)  # not asked: a list's values are fixed
+    return samplers.RandomSampler(seed=0)  # unused: a list's values are fixed
   seed = plan.seed * 100_003 + number
   if plan.sampler == "random":
     return samplers.RandomSampler(seed=seed)
@@ -202,7 +202,7 @@ def make_pruner(pruner: sweeps.Pruner) -> Any:
 
 
 def changes_of(plan: sweeps.Sweep | sweeps.Search, trial: optuna.Trial) -> dict[str, Any]:
-  """What a trial changes in the configuration; asks the sampler for a search's values."""
+  """The changes of a trial to the configuration; a search's values come from the sampler."""
   if isinstance(plan, sweeps.Sweep):
     return dict(plan.trials[int(trial.user_attrs[FOLDER])])
   changes: dict[str, Any] = {}

@@ -22,7 +22,7 @@ from effseg_jax.sweep.report import read_numbers
 if TYPE_CHECKING:
   import optuna
 
-# What runs a trial.
+# Runs a trial.
 _TRAINER = [sys.executable, "-m", "effseg_jax"]
 
 _LOG, _LOCK = "train.log", "worker.lock"
@@ -32,7 +32,7 @@ _WAIT_SECONDS = 2.0  # between looks at trials that other workers run
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What all workers of a sweep know.
+  """The shared settings of a sweep's workers.
 
   Attributes:
     plan: the sweep.

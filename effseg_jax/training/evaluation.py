@@ -59,7 +59,7 @@ def variables_on(variables: Any, mesh: Mesh) -> Any:
 
 
 def _jit(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """Compiles a step: batches and examples cut over the mesh, totals on every device."""
+  """Compiles a step: batches and examples sharded over the mesh, totals on every device."""
   cut, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
 
   def evaluation_step(variables: Variables, batch: Mapping[str, jax.Array]) -> Any:

@@ -52,7 +52,7 @@ class DeviceBatches:
 class DeviceFeed:
   """Loads batches and moves them to the devices in a thread, a few ahead of the consumer.
 
-  What was moved ahead and never consumed is not lost: the position of a run in its data is the
+  Prefetched batches that were not consumed are not lost: the position of a run in its data is the
   number of its steps (see `input_pipeline.loader`), so that nothing here needs to be saved.
   """
 
@@ -74,14 +74,14 @@ class DeviceFeed:
     return self
 
   def __next__(self) -> Batch:
-    """The next global batch, cut over the mesh.
+    """The next global batch, sharded over the mesh.
 
     Raises:
-      Exception: what loading raised, here where it is wanted.
+      Exception: an error of loading, raised in the consumer.
     """
     batch = self._ready.get()
     if isinstance(batch, BaseException):
-      self._ready.put(batch)  # whoever asks again hears it again
+      self._ready.put(batch)  # raised again on each further call
       raise batch
     return batch
 

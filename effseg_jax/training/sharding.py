@@ -18,7 +18,7 @@ from effseg_jax.training import trees
 AXES = ("data", "fsdp", "model")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
-# A rule's value: "replicate", "fsdp" (cut the largest divisible dimension), or one entry per
+# A rule's value: "replicate", "fsdp" (shard the largest divisible dimension), or one entry per
 # dimension, each the name of a mesh axis or None.
 Rule = tuple[str, str | tuple[str | None, ...]]
 
@@ -37,7 +37,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     devices: default all devices of all processes.
 
   Returns:
-    A mesh with automatic axes: the compiler derives what no annotation says.
+    A mesh with automatic axes: the compiler derives shardings without annotation.
 
   Raises:
     UserError: if the sizes do not multiply to the number of devices.
@@ -71,7 +71,7 @@ def tree_shardings(
 
   Args:
     tree: arrays or `jax.ShapeDtypeStruct`s.
-    rules: `(pattern, placement)`, see `Rule`; what no rule matches is replicated.
+    rules: `(pattern, placement)`, see `Rule`; parameters without a matching rule are replicated.
     mesh: from `make_mesh`.
     known: names of parameters. A leaf whose name ends with one of them (an optimizer moment, an
       averaged weight) goes by that name, so that one rule shards all of them alike.
@@ -94,12 +94,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading axis is cut over the `data` and `fsdp` axes together."""
+  """The leading axis is sharded over the `data` and `fsdp` axes together."""
   return NamedSharding(mesh, BATCH_SPEC)
 
 
 def batch_ways(mesh: Mesh) -> int:
-  """In how many pieces a batch is cut; a global batch size is a multiple of it."""
+  """Number of shards of a batch; a global batch size is a multiple of it."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -140,10 +140,10 @@ def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, ...]:
 
 
 def gather_parameters(params: Any, shardings: Any) -> Any:
-  """Brings parameters together that are cut along the fsdp axis, where they are about to be used.
+  """All-gathers parameters that are sharded along the fsdp axis, just before they are used.
 
-  Without it, the compiler is free to bring together the activations of all examples instead, which
-  it does where these are smaller. Gradients are cut again as the parameters are.
+  Without it, the compiler may all-gather the activations of all examples instead, which
+  it does where these are smaller. Gradients are reduce-scattered like the parameters.
 
   Args:
     params: arrays inside a jitted function.
@@ -177,7 +177,7 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Makes global arrays of this process's part of a batch, cut over the mesh."""
+  """Makes global arrays of this process's part of a batch, sharded over the mesh."""
   sharding = batch_sharding(mesh)
   return {
     key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
@@ -196,7 +196,7 @@ def batch_shapes(
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """This process's part of an array that is cut along its leading axis, as one host array."""
+  """This process's part of an array that is sharded along its leading axis, as one host array."""
   pieces = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
   return np.concatenate([np.asarray(pieces[start].data) for start in sorted(pieces)])
 
@@ -217,7 +217,9 @@ def _spec(
     raise UserError(f"mesh.rules: {tuple(placement)} for {name} of shape {shape}: lengths differ.")
   for size, axis in zip(shape, placement, strict=True):
     if axis is not None and size % mesh.shape[axis]:
-      raise UserError(f"mesh.rules: {name} of shape {shape} cannot be cut as {tuple(placement)}.")
+      raise UserError(
+        f"mesh.rules: {name} of shape {shape} cannot be sharded as {tuple(placement)}."
+      )
   return PartitionSpec(*placement)
 
 

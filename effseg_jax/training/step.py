@@ -23,11 +23,11 @@ Batch = Mapping[str, jax.Array]
 
 @flax.struct.dataclass
 class StepReport:
-  """What one step measured, on the device until somebody reads it.
+  """The measurements of one step, on the device until they are read.
 
   Attributes:
-    scalars: float32 (), by name: `loss` and what the task adds to it.
-    counts: the task's integer counts over the batch (a confusion matrix, say), or None.
+    scalars: float32 (), by name: `loss` and the scalars of the task.
+    counts: the task's integer counts over the batch (for example a confusion matrix), or None.
     gradient_norms: float32 (number of parameters,), the norm of each parameter's gradient.
     finite: bool (), whether loss and gradient were finite. If not, the update was skipped.
   """
@@ -67,8 +67,8 @@ def make_train_step(
       their statistics stay as they are.
 
   Returns:
-    `step(state, batch, gather=...) -> (state, report)`; `gather` brings parameters together that
-    are cut over devices, see `sharding.gather_parameters`.
+    `step(state, batch, gather=...) -> (state, report)`; `gather` all-gathers parameters that are
+    sharded over devices, see `sharding.gather_parameters`.
   """
 
   def loss_and_state(params: Any, model_state: Any, batch: Batch, rng: jax.Array):

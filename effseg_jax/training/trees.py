@@ -20,7 +20,7 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def fingerprint(tree: Any) -> str:
-  """SHA-256 of names and float32 values: the same for equal weights, whatever file holds them."""
+  """SHA-256 of names and float32 values: the same for equal weights in any file format."""
   found = hashlib.sha256()
   for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
     found.update(name.encode())

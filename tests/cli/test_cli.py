@@ -74,7 +74,7 @@ def test_evaluation_writes_what_training_measured(run, evaluated):
 
 def test_a_finished_run_has_nothing_left_to_do(run):
   said = succeed("train.py", CONFIG, f"--workdir={run}")
-  assert "going on from step 80" in said
+  assert "resuming from step 80" in said
   assert f"nothing left to do: {run} has already reached step 80" in said
 
 

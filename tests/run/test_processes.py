@@ -101,7 +101,7 @@ def test_processes_and_devices_do_not_change_the_run(tmp_path, monkeypatch):
 
   # Two processes go on, and evaluate. One of them is told to stop: both do, at the same step.
   first, second = run_together(workdir, terminate_at=TWO_STOP)
-  assert f"going on from step {ONE_STOPS + 1}" in first
+  assert f"resuming from step {ONE_STOPS + 1}" in first
   assert "4 x cpu (cpu) of 2 processes" in first
   stopped = last_checkpoint(workdir)
   assert TWO_STOP <= stopped < STEPS
@@ -110,7 +110,7 @@ def test_processes_and_devices_do_not_change_the_run(tmp_path, monkeypatch):
 
   # One process finishes what two have saved.
   said = run_here(workdir, monkeypatch)
-  assert f"going on from step {stopped}" in said
+  assert f"resuming from step {stopped}" in said
 
   found = curve(workdir)
   assert found.keys() == expected.keys()
