@@ -107,7 +107,8 @@ class Graph:
     if key not in self._known:
       made = []
       for shape, dtype in outputs:
-        made.append(Tensor(f"{operator.lower()}_{self._count}", tuple(shape), np.dtype(dtype)))
+        sizes = tuple(map(int, shape))
+        made.append(Tensor(f"{operator.lower()}_{self._count}", sizes, np.dtype(dtype)))
         self._count += 1
       node = Node(operator, list(inputs), made, attributes)
       self.nodes.append(node)

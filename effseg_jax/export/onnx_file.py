@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from effseg_jax.errors import UserError
+from effseg_jax.errors import UserError, extra
 from effseg_jax.export.graph import Graph, Tensor
 from effseg_jax.export.steps import BATCH
 
@@ -25,12 +25,8 @@ def require_onnx() -> Any:
   Raises:
     UserError: if it is not installed.
   """
-  try:
+  with extra("export"):
     import onnx
-  except ImportError:
-    raise UserError(
-      "writing ONNX needs the packages onnx and onnxruntime; pip install 'effseg_jax[export]'."
-    ) from None
   return onnx
 
 
@@ -97,3 +93,10 @@ def write(model: Any, path: Path) -> None:
     )
   else:
     onnx.save(model, str(path))
+
+
+def in_half(model: Any) -> Any:
+  """A model that computes in float16 inside; inputs and outputs keep their types."""
+  with extra("export"):
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+  return convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False)

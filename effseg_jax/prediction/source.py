@@ -68,13 +68,14 @@ def read_source(
     UserError: if it cannot be read.
   """
   from effseg_jax.weights.bundle import load_bundle
+  from effseg_jax.weights.exported import is_exported
   from effseg_jax.weights.loading import is_bundle
 
   path = find(source)
   if path.is_dir():
     # The run's part of the library is loaded for runs alone.
     return importlib.import_module("effseg_jax.run.checkpoint").load_for_inference(path)
-  if is_bundle(path):
+  if is_exported(path) or is_bundle(path):
     return load_bundle(path)
   if dataset is None:
     raise UserError(
