@@ -37,6 +37,7 @@ COMMANDS = {
     "predict": "segment pictures and clips",
     "models": "list the models with parameters and multiply-accumulates",
     "convert": "convert official weights to a bundle, and back",
+    "export": "export a model to ONNX, OpenVINO or StableHLO",
     "export_bundle": "make one file with weights and card of a run's checkpoint",
   },
   "Data": {

@@ -212,6 +212,18 @@ def pooled_low_pass(values: jax.Array) -> jax.Array:
   Both are linear maps along the axes: `U P x P^T U^T` with small constant matrices.
   """
   rows, cols = values.shape[1:3]
+  if backend.platform() == "export":
+    # As one matrix per quarter and axis: two products instead of sixteen.
+    quarters = values.reshape(*values.shape[:3], len(LOWPASS_SIZES), -1)
+    down, across = (
+      jnp.asarray(
+        np.stack([bilinear_matrix(n, s) @ adaptive_average_matrix(n, s) for s in LOWPASS_SIZES]),
+        values.dtype,
+      )
+      for n in (rows, cols)
+    )
+    quarters = jnp.einsum("qyh,bhwqc->bywqc", down, quarters)
+    return jnp.einsum("qxw,bywqc->byxqc", across, quarters).reshape(values.shape)
   parts = []
   for bins, part in zip(LOWPASS_SIZES, jnp.split(values, 4, axis=-1), strict=True):
     pool_rows, pool_cols = (

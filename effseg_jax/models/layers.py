@@ -204,15 +204,20 @@ class GroupNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
     x = x.astype(jnp.float32)
+    return backend.as_operator("group_norm", _group_norm, x, scale, bias).astype(self.dtype)
 
-    def group_mean(x: jax.Array) -> jax.Array:
-      means = jnp.mean(x, axis=(1, 2), keepdims=True)
-      means = jnp.mean(means.reshape(*means.shape[:3], GROUPS, -1), axis=-1)
-      return jnp.repeat(means, channels // GROUPS, axis=-1)
 
-    mean = group_mean(x)
-    inverse = scale * jax.lax.rsqrt(group_mean(jnp.square(x - mean)) + 1e-5)
-    return (x * inverse + (bias - mean * inverse)).astype(self.dtype)
+def _group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+  """`GroupNorm` of float32 (B, H, W, C) with its parameters (C,)."""
+
+  def group_mean(x: jax.Array) -> jax.Array:
+    means = jnp.mean(x, axis=(1, 2), keepdims=True)
+    means = jnp.mean(means.reshape(*means.shape[:3], GROUPS, -1), axis=-1)
+    return jnp.repeat(means, x.shape[-1] // GROUPS, axis=-1)
+
+  mean = group_mean(x)
+  inverse = scale * jax.lax.rsqrt(group_mean(jnp.square(x - mean)) + 1e-5)
+  return x * inverse + (bias - mean * inverse)
 
 
 class ConvNorm(nn.Module):

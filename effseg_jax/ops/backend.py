@@ -10,17 +10,47 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+# How the names of `as_operator` begin in a traced function.
+OPERATOR = "operator:"
+
 _BATCH: contextvars.ContextVar[NamedSharding | None] = contextvars.ContextVar("batch", default=None)
 _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def platform() -> str:
-  """Returns `"cpu"`, `"gpu"` or `"tpu"`: where the function being traced is going to run.
+  """Returns `"cpu"`, `"gpu"`, `"tpu"` or `"export"`: where the function being traced will run.
 
+<<<<<<< HEAD
   This is `jax.default_backend()` unless `target_platform` overrides it. It is read while a
   function is traced, so it selects a formulation and costs nothing at run time.
+=======
+  This is `jax.default_backend()` unless `target_platform` says otherwise. It is read while a
+  function is traced, so it selects a formulation and costs nothing at run time. "export" stands for
+  inference runtimes such as ONNX Runtime: plain convolutions, pools and resizes, which they know.
+>>>>>>> dcc79fe72d316ab410f943cab5f983a56bf5cdc7
   """
   return _PLATFORM.get() or jax.default_backend()
+
+
+def as_operator(name: str, function: Callable[..., Any], *arrays: Any) -> Any:
+  """Calls a function; traced for "export", the call stays one step of that name.
+
+  Inference runtimes have operators for some of what XLA is given as many. An exporter that knows
+  the name writes its operator, and any other one finds the function behind it.
+
+  Args:
+    name: of the operator, with its settings: "resize_bilinear:half_pixel".
+    function: of `arrays`.
+    *arrays: what the operator works on.
+  """
+  if platform() != "export":
+    return function(*arrays)
+
+  def call(*arrays: Any) -> Any:
+    return function(*arrays)
+
+  call.__name__ = call.__qualname__ = OPERATOR + name
+  return jax.jit(call)(*arrays)
 
 
 def batch_is_cut() -> bool:

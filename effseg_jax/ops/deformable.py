@@ -50,6 +50,8 @@ def deformable_attention(
     raise UserError(f"there are {value.shape[1]} values; expected those of the levels {sizes}.")
   if backend.platform() == "cpu":
     return _by_rows(value, sizes, locations, weights)
+  if backend.platform() == "export":
+    return _by_grids(value, sizes, locations, weights)
   form = _by_quads if backend.platform() == "tpu" else deformable_attention_reference
   # The samples are read again in the backward pass: they take 4 L P times the memory of the result.
   return jax.checkpoint(form, static_argnums=(1,))(value, sizes, locations, weights)
@@ -109,6 +111,54 @@ def _neighbours(coordinate: jax.Array, size: Any) -> _Neighbours:
     (jnp.where(first, 1 - distance, 0.0), jnp.where(second, distance, 0.0)),
     (jnp.where(first, -1.0, 0.0), jnp.where(second, 1.0, 0.0)),
   )
+
+
+# --- In inference runtimes -----------------------------------------------------------------------
+
+
+def _by_grids(
+  value: jax.Array, level_sizes: Sizes, locations: jax.Array, weights: jax.Array
+) -> jax.Array:
+  """One `grid_sample` per level, each head being an image of its own."""
+  batch, _, heads, channels = value.shape
+  samples, start = [], 0
+  for level, (rows, cols) in enumerate(level_sizes):
+    tokens = value[:, start : start + rows * cols].transpose(0, 2, 1, 3)
+    points = jnp.moveaxis(locations[:, :, level], 3, -1)  # (B, M, P, Q, 2)
+    samples.append(
+      backend.as_operator(
+        "grid_sample",
+        grid_sample,
+        tokens.reshape(batch * heads, rows, cols, channels),
+        2.0 * points.reshape(batch * heads, *points.shape[2:]) - 1.0,
+      )
+    )
+    start += rows * cols
+  cells = jnp.concatenate(samples, axis=1)  # (B M, L P, Q, D)
+  shares = weights.reshape(batch * heads, -1, weights.shape[-1])
+  total = jnp.sum(cells * shares[..., None], axis=1)
+  return total.reshape(batch, heads, -1, channels).swapaxes(1, 2)
+
+
+def grid_sample(images: jax.Array, points: jax.Array) -> jax.Array:
+  """Bilinear samples; cells outside count as zero (PyTorch's function, `align_corners=False`).
+
+  Args:
+    images: (N, H, W, C).
+    points: float32 (N, P, Q, 2), (x, y) from -1 to 1 across the image.
+
+  Returns:
+    float32 (N, P, Q, C).
+  """
+  rows, cols, channels = images.shape[1:]
+  x = _neighbours((points[..., 0] + 1.0) / 2.0, cols)
+  y = _neighbours((points[..., 1] + 1.0) / 2.0, rows)
+  tokens, total = images.reshape(images.shape[0], -1, channels), 0.0
+  for i, j in _CORNERS:
+    row, col = jnp.clip(y.lower + i, 0, rows - 1), jnp.clip(x.lower + j, 0, cols - 1)
+    cells = jax.vmap(lambda cells, index: cells[index])(tokens, row * cols + col)
+    total = total + (y.shares[i] * x.shares[j])[..., None] * cells.astype(jnp.float32)
+  return total
 
 
 # --- On the TPU ----------------------------------------------------------------------------------

@@ -9,7 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+<<<<<<< HEAD
 PYTORCH_CUBIC = -0.75  # its kernel's parameter, and OpenCV's; elsewhere it is often -0.5
+=======
+from effseg_jax.ops import backend
+>>>>>>> dcc79fe72d316ab410f943cab5f983a56bf5cdc7
 
 
 def source_coordinates(
@@ -125,7 +129,11 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = F
   Returns:
     (B, rows, cols, C) of the same dtype.
   """
-  return _along(_along(x, 1, size[0], align_corners), 2, size[1], align_corners)
+  rule = "align_corners" if align_corners else "half_pixel"
+  resize = lambda x: _along(  # noqa: E731
+    _along(x, 1, size[0], align_corners), 2, size[1], align_corners
+  )
+  return backend.as_operator(f"resize_bilinear:{rule}", resize, x)
 
 
 def _along(x: jax.Array, axis: int, size: int, align_corners: bool) -> jax.Array:

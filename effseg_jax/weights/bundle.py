@@ -87,11 +87,15 @@ def read_bundle(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def load_bundle(path: str | Path) -> Bundle:
-  """Loads a model from a bundle.
+  """Loads a model from a bundle, or opens one that `effseg export` wrote.
 
   Raises:
     UserError: if the file is no bundle, is damaged, or does not fit the model it names.
   """
+  from effseg_jax.weights.exported import is_exported, load_exported
+
+  if is_exported(path):
+    return load_exported(path)
   _, card = read_bundle(path)
   model = model_of(card, str(path))
   return Bundle(model, load_weights(model, path), card)
