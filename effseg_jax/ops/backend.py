@@ -20,14 +20,9 @@ _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 def platform() -> str:
   """Returns `"cpu"`, `"gpu"`, `"tpu"` or `"export"`: where the function being traced will run.
 
-<<<<<<< HEAD
-  This is `jax.default_backend()` unless `target_platform` overrides it. It is read while a
-  function is traced, so it selects a formulation and costs nothing at run time.
-=======
   This is `jax.default_backend()` unless `target_platform` says otherwise. It is read while a
   function is traced, so it selects a formulation and costs nothing at run time. "export" stands for
   inference runtimes such as ONNX Runtime: plain convolutions, pools and resizes, which they know.
->>>>>>> dcc79fe72d316ab410f943cab5f983a56bf5cdc7
   """
   return _PLATFORM.get() or jax.default_backend()
 

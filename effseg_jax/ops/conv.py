@@ -58,13 +58,8 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, centre: Pixel = _ORIG
     ceil(H / stride) rows if that is (0, 0).
   """
   platform = backend.platform()
-<<<<<<< HEAD
-  if kernel.shape[:2] == (1, 1) and platform != "gpu":
-    # Skipped pixels need no convolution. On the GPU it has to be one: XLA (jaxlib 0.11.2) fuses
-=======
   if kernel.shape[:2] == (1, 1) and platform not in ("gpu", "export"):
-    # What is skipped needs no convolution. On the GPU it has to be one: XLA (jaxlib 0.11.2) fuses
->>>>>>> dcc79fe72d316ab410f943cab5f983a56bf5cdc7
+    # Skipped pixels need no convolution. On the GPU it has to be one: XLA (jaxlib 0.11.2) fuses
     # strided slices into the product, and aborts ("subdim_size_accumulator == dim_size").
     x = x[:, centre[0] :: stride, centre[1] :: stride]
     if platform == "tpu":

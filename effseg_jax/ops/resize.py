@@ -9,11 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-<<<<<<< HEAD
-PYTORCH_CUBIC = -0.75  # its kernel's parameter, and OpenCV's; elsewhere it is often -0.5
-=======
 from effseg_jax.ops import backend
->>>>>>> dcc79fe72d316ab410f943cab5f983a56bf5cdc7
+
+PYTORCH_CUBIC = -0.75  # its kernel's parameter, and OpenCV's; elsewhere it is often -0.5
 
 
 def source_coordinates(

@@ -72,16 +72,10 @@ def read_source(
 
   path = find(source)
   if path.is_dir():
-<<<<<<< HEAD
     from effseg_jax.run.saved_model import load_for_inference
 
     return load_for_inference(path)
-  if is_bundle(path):
-=======
-    # The run's part of the library is loaded for runs alone.
-    return importlib.import_module("effseg_jax.run.checkpoint").load_for_inference(path)
   if is_exported(path) or is_bundle(path):
->>>>>>> dcc79fe72d316ab410f943cab5f983a56bf5cdc7
     return load_bundle(path)
   if dataset is None:
     raise UserError(
