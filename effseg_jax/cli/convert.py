@@ -14,7 +14,6 @@ not.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Sequence
@@ -26,18 +25,10 @@ from safetensors.numpy import save_file
 
 import effseg_jax
 from effseg_jax.cli import Flags, no_arguments
-from effseg_jax.errors import UserError, suggestion
-from effseg_jax.input_pipeline.datasets import DATASETS, fixed_classes
-from effseg_jax.input_pipeline.datasets.files import distinct_palette
-from effseg_jax.models.avesformer import AVESFormer
-from effseg_jax.models.mask2former import Mask2Former
-from effseg_jax.tasks.audio_visual import AudioVisualTask
-from effseg_jax.tasks.semantic import SemanticTask
-from effseg_jax.tasks.universal import UniversalTask
+from effseg_jax.errors import UserError
+from effseg_jax.prediction.official import GENERIC, card_of, class_table
 from effseg_jax.weights.bundle import load_bundle, save_bundle
 from effseg_jax.weights.loading import export_weights
-
-_GENERIC = "generic"
 
 
 def to_bundle(
@@ -45,7 +36,7 @@ def to_bundle(
   source: str | Path,
   output: str | Path,
   *,
-  dataset: str = _GENERIC,
+  dataset: str = GENERIC,
   num_classes: int | None = None,
   fields: dict[str, Any] | None = None,
   half: bool = False,
@@ -67,57 +58,13 @@ def to_bundle(
   output = Path(output)
   if output.suffix != ".safetensors":
     raise UserError(f"--output={output}: a bundle's name ends in .safetensors.")
-  classes, palette, is_thing = class_table(dataset, num_classes)
-  fields = {**(fields or {}), "num_classes": len(classes)}
-  model = effseg_jax.create_model(model_name, **fields)
-  task: SemanticTask | UniversalTask | AudioVisualTask
-  if isinstance(model, Mask2Former):
-    name, task = "universal", UniversalTask(classes, palette, is_thing)
-  elif isinstance(model, AVESFormer):
-    name, task = "audio_visual", AudioVisualTask(classes, palette)
-  else:
-    name, task = "semantic", SemanticTask(classes, palette)
-  variables = effseg_jax.load_weights(model, source)
-  card = {
-    "model": {"name": model_name, "fields": fields},
-    "task": {"name": name, **dataclasses.asdict(task)},
-    "trained_on": "unknown" if dataset == _GENERIC else dataset,
-    "converted_from": Path(source).name,
-  }
+  table = class_table(dataset, num_classes)
+  fields = {**(fields or {}), "num_classes": len(table[0])}
+  variables = effseg_jax.load_weights(effseg_jax.create_model(model_name, **fields), source)
+  card = card_of(model_name, fields, table, dataset, Path(source).name)
   output.parent.mkdir(parents=True, exist_ok=True)
   save_bundle(output, variables, card, half=half)
   return card
-
-
-def class_table(
-  dataset: str, num_classes: int | None
-) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], tuple[bool, ...]]:
-  """Names, colours, and whether each class is a thing (of which there are several).
-
-  Args:
-    dataset: a segmentation data set's name, or `generic`.
-    num_classes: None for the data set's own.
-
-  Raises:
-    UserError: for an unknown data set, or another number of classes than it has.
-  """
-  if dataset == _GENERIC:
-    if num_classes is None:
-      raise UserError("--num_classes is needed where no --dataset says it.")
-    names = tuple(f"class {index}" for index in range(num_classes))
-    palette = tuple(map(tuple, distinct_palette(num_classes).tolist()))
-    return names, palette, (True,) * num_classes  # then a segment is never merged with another
-  fixed = fixed_classes(dataset)
-  if fixed is None:
-    named = [_GENERIC, *DATASETS]
-    raise UserError(
-      f"--dataset={dataset}: no segmentation data set with fixed classes has this name; use"
-      f" --dataset={_GENERIC}.{suggestion(dataset, named)}"
-    )
-  classes, palette, things = fixed
-  if num_classes not in (None, len(classes)):
-    raise UserError(f"--num_classes={num_classes}, but {dataset} has {len(classes)}.")
-  return classes, tuple(map(tuple, palette.tolist())), tuple(map(bool, things))
 
 
 def to_official(bundle_path: str | Path, output: str | Path) -> int:
@@ -160,7 +107,7 @@ def define_flags(values: Flags) -> None:
   string("input", None, "Official weights; a bundle with --to_torch.")
   string("output", None, "The bundle to write, ending in .safetensors.")
   string("model", None, "One of effseg_jax.list_models().")
-  string("dataset", _GENERIC, "Whose classes: ade20k, cityscapes, ...")
+  string("dataset", GENERIC, "Whose classes: ade20k, cityscapes, ...")
   string("fields", None, 'Other fields of the model, as JSON: {"norm": "bn"}.')
   string("to_torch", None, "Write official names: .pth, .pt or .safetensors.")
   flags.DEFINE_integer(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from effseg_jax.errors import extra
+from effseg_jax.errors import UserError, extra
 
 with extra("audio"):
   import av
@@ -40,6 +41,7 @@ class ClipWriter:
       sample_rate: of the sound in Hz; 0: there is none.
       channels: 1 or 2.
     """
+    self._path = path
     self._container = av.open(str(path), "w", format="mp4")
     rate = min(max(Fraction(rate), Fraction(1, 100)), Fraction(1000)).limit_denominator(1001)
     self._video = self._container.add_stream("libx264", rate=rate, options={"preset": "veryfast"})
@@ -65,24 +67,28 @@ class ClipWriter:
       frames: uint8 (n, H, W, 3).
       waveform: float32 (samples,) or (samples, 2).
       times: of the frames in seconds, increasing; without them one follows the other evenly.
+
+    Raises:
+      UserError: if they cannot be encoded or written.
     """
-    for k, frame in enumerate(frames):
-      # A picture of a single row or column is doubled: H.264 has even sides.
-      part = np.pad(frame, ((0, 1), (0, 1), (0, 0)), mode="edge")[: self._rows, : self._cols]
-      picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(part), format="rgb24")
-      following = 0 if self._last is None else self._last + round(_CLOCK / self._rate)
-      tick = round(_CLOCK * times[k]) if len(times) else following
-      if self._last is not None:
-        tick = max(tick, self._last + 1)
-      picture.pts, picture.time_base, self._last = tick, Fraction(1, _CLOCK), tick
-      self._container.mux(self._video.encode(picture))
-    if self._sound is not None and waveform is not None and len(waveform):
-      packed = np.ascontiguousarray(waveform, np.float32).reshape(1, -1)
-      piece = av.AudioFrame.from_ndarray(packed, format="flt", layout=self._layout)
-      piece.sample_rate, piece.pts = self._sample_rate, self._samples
-      piece.time_base = Fraction(1, self._sample_rate)
-      self._samples += len(waveform)
-      self._container.mux(self._sound.encode(piece))
+    with self._errors():
+      for k, frame in enumerate(frames):
+        # A picture of a single row or column is doubled: H.264 has even sides.
+        part = np.pad(frame, ((0, 1), (0, 1), (0, 0)), mode="edge")[: self._rows, : self._cols]
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(part), format="rgb24")
+        following = 0 if self._last is None else self._last + round(_CLOCK / self._rate)
+        tick = round(_CLOCK * times[k]) if len(times) else following
+        if self._last is not None:
+          tick = max(tick, self._last + 1)
+        picture.pts, picture.time_base, self._last = tick, Fraction(1, _CLOCK), tick
+        self._container.mux(self._video.encode(picture))
+      if self._sound is not None and waveform is not None and len(waveform):
+        packed = np.ascontiguousarray(waveform, np.float32).reshape(1, -1)
+        piece = av.AudioFrame.from_ndarray(packed, format="flt", layout=self._layout)
+        piece.sample_rate, piece.pts = self._sample_rate, self._samples
+        piece.time_base = Fraction(1, self._sample_rate)
+        self._samples += len(waveform)
+        self._container.mux(self._sound.encode(piece))
 
   def __enter__(self) -> ClipWriter:
     return self
@@ -90,8 +96,17 @@ class ClipWriter:
   def __exit__(self, *error: object) -> None:
     try:
       if error[0] is None:
-        for stream in (self._video, self._sound):
-          if stream is not None:
-            self._container.mux(stream.encode(None))
+        with self._errors():
+          for stream in (self._video, self._sound):
+            if stream is not None:
+              self._container.mux(stream.encode(None))
     finally:
-      self._container.close()
+      with contextlib.suppress(av.FFmpegError):
+        self._container.close()
+
+  @contextlib.contextmanager
+  def _errors(self) -> Iterator[None]:
+    try:
+      yield
+    except av.FFmpegError as error:
+      raise UserError(f"{self._path} cannot be written ({error.strerror}).") from error

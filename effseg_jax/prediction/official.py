@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any
 
-import numpy as np
-
 from effseg_jax.errors import UserError, suggestion
-from effseg_jax.input_pipeline.datasets import DATASETS
+from effseg_jax.input_pipeline.datasets import DATASETS, fixed_classes
 from effseg_jax.input_pipeline.datasets.files import distinct_palette
 from effseg_jax.models import create_model
+from effseg_jax.models.avesformer import AVESFormer
+from effseg_jax.models.eomt import EoMT
 from effseg_jax.models.mask2former import Mask2Former
+from effseg_jax.tasks.audio_visual import AudioVisualTask
 from effseg_jax.tasks.semantic import SemanticTask
 from effseg_jax.tasks.universal import UniversalTask
 
@@ -38,21 +38,17 @@ def class_table(dataset: str, num_classes: int | None) -> ClassTable:
     names = tuple(f"class {index}" for index in range(num_classes))
     palette = tuple(map(tuple, distinct_palette(num_classes).tolist()))
     return names, palette, (True,) * num_classes  # then a segment is never merged with another
-  # A data set is registered as `module` or `module:function`.
-  place = DATASETS.get(dataset)
-  module = None if place is None else importlib.import_module(place.partition(":")[0])
-  if not hasattr(module, "PALETTE"):
+  fixed = fixed_classes(dataset)
+  if fixed is None:
     named = [GENERIC, *DATASETS]
     raise UserError(
       f"--dataset={dataset}: no segmentation data set with fixed classes has this name; use"
       f" --dataset={GENERIC}.{suggestion(dataset, named)}"
     )
-  if num_classes not in (None, len(module.CLASSES)):
-    raise UserError(f"--num_classes={num_classes}, but {dataset} has {len(module.CLASSES)}.")
-  palette = tuple(map(tuple, np.asarray(module.PALETTE).tolist()))
-  table = getattr(module, "CLASS_TABLE", None)
-  things = (False,) * len(palette) if table is None else tuple(map(bool, table.things))
-  return tuple(module.CLASSES), palette, things
+  classes, palette, things = fixed
+  if num_classes not in (None, len(classes)):
+    raise UserError(f"--num_classes={num_classes}, but {dataset} has {len(classes)}.")
+  return classes, tuple(map(tuple, palette.tolist())), tuple(map(bool, things))
 
 
 def card_of(
@@ -68,8 +64,12 @@ def card_of(
     file_name: of the official file.
   """
   classes, palette, is_thing = table
-  if isinstance(create_model(model_name, **fields), Mask2Former):
+  model = create_model(model_name, **fields)
+  task: SemanticTask | UniversalTask | AudioVisualTask
+  if isinstance(model, (Mask2Former, EoMT)):
     name, task = "universal", UniversalTask(classes, palette, is_thing)
+  elif isinstance(model, AVESFormer):
+    name, task = "audio_visual", AudioVisualTask(classes, palette)
   else:
     name, task = "semantic", SemanticTask(classes, palette)
   return {
