@@ -84,7 +84,13 @@ def loading() -> dict[str, object]:
   `mixture` trains on several data sets of the same classes instead of `data.name`:
   ((name, root, split, weight), ...).
   """
-  return {"num_threads": 4, "num_workers": 0, "on_error": "raise", "mixture": ()}
+  return {
+    "num_threads": 4,
+    "num_workers": 0,
+    "on_error": "raise",
+    "check": "on",  # a look at the data, of seconds, before the first step
+    "mixture": (),
+  }
 
 
 def adamw(learning_rate: float, weight_decay: float) -> ConfigDict:

@@ -248,6 +248,7 @@ _EVERY_TASK: dict[str, Rule] = {
   "data.num_threads": _COUNT,
   "data.num_workers": _NATURAL,
   "data.on_error": Word(("raise", "skip")),
+  "data.check": Word(("on", "off")),
   "data.mixture": Entries((Text(), Text(), Text(), _POSITIVE), "('name', 'root', 'split', weight)"),
   "data.augment.flip": _SHARE,
   "data.augment.photometric": Switch(),
@@ -377,7 +378,7 @@ _OF_TASK["semantic_ssa"] = {
 # Fields that have a default where they are read; all others of a task are required.
 _OPTIONAL = (
   *("model.", "task.", "data.augment.", "data.options.", "data.mixture", "eval.pictures"),
-  "eval.interpolation",
+  *("eval.interpolation", "data.check"),
 )
 
 

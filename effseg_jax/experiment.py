@@ -28,7 +28,7 @@ import effseg_jax
 from effseg_jax.configs.defaults import complete
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators import make_evaluator
-from effseg_jax.input_pipeline import datasets, loader, pipelines
+from effseg_jax.input_pipeline import datasets, inspection, loader, pipelines
 from effseg_jax.input_pipeline.mixture import Mixture
 from effseg_jax.run.checkpoint import RunDescription
 from effseg_jax.run.description import describe_run, run_lines
@@ -261,6 +261,29 @@ def open_dataset(config: ConfigDict, split: str) -> Any:
     **config.data.options.to_dict(),
   )
   return pipelines.as_task_reads(config.task.name, dataset)
+
+
+def check_data(experiment: Experiment) -> list[str]:
+  """Looks at the data for some seconds, unless `data.check` is off.
+
+  Returns:
+    What is odd, a line each.
+
+  Raises:
+    UserError: for data with which a training makes no sense.
+  """
+  config = experiment.config
+  if config.data.get("check", "on") == "off" or config.data.get("mixture", ()):
+    return []
+  splits = {config.data.train_split: experiment.dataset}
+  if config.eval.every:
+    splits.setdefault(config.eval.split, experiment.eval_dataset)
+  return inspection.check(
+    splits,
+    config.task.name,
+    training=config.data.train_split,
+    on_error=config.data.on_error,
+  )
 
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:

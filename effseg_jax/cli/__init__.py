@@ -15,14 +15,17 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from effseg_jax.errors import UserError, friendly_exit, suggestion
+from effseg_jax.errors import DataWarning, UserError, friendly_exit, suggestion
 from effseg_jax.run.memory import memory_errors
+
+_format_warning = warnings.formatwarning
 
 # Purpose -> command -> summary. Each command is a module of this package.
 COMMANDS = {
@@ -41,6 +44,7 @@ COMMANDS = {
     "export_bundle": "make one file with weights and card of a run's checkpoint",
   },
   "Data": {
+    "inspect": "look at a data set before training: classes, sizes, what is wrong",
     "browse": "draw a sheet of training examples",
     "prepare": "pack a data set into a few large files",
     "prepare_avsbench": "extract AVSBench's frames and sounds from its videos",
@@ -143,10 +147,18 @@ def execute_module(command: Any, usage: str, argv: Sequence[str] | None = None) 
       )
     # Below this level are messages of orbax and jax about their internals.
     logging.set_verbosity(logging.ERROR)
+    warnings.formatwarning = _one_line
     values, arguments = parse(command, words)
     with memory_errors():
       status = command.run(values, arguments)
   sys.exit(status or 0)
+
+
+def _one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+  """A warning as a line for the user; where in the code it arose matters to others alone."""
+  if issubclass(category, DataWarning):
+    return f"warning: {message}\n"
+  return _format_warning(message, category, *place, **more)
 
 
 def parse(command: Command, words: Sequence[str]) -> tuple[Flags, list[str]]:

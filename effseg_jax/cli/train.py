@@ -49,6 +49,7 @@ def train(
   parts = experiment.build(config)
   config, description_of_run = parts.config, parts.description
   processes.require_same(description_of_run.data, "the data")
+  odd = experiment.check_data(parts)
   batch_shapes = parts.batch_shapes
   evaluate = parts.evaluate if config.eval.every else None
 
@@ -74,6 +75,8 @@ def train(
     step = int(state.step)
     log.begin(step)
     log.text(run_summary(experiment.describe(parts, step, workdir)))
+    for line in odd:
+      log.text(f"warning: {line}")
     log.document("parameters.txt", clu_parts.parameter_table(state.params))
     if step >= config.train.num_steps:
       log.text(f"nothing left to do: {workdir} has already reached step {step}")
