@@ -122,11 +122,12 @@ def make_optimizer(
   config: ConfigDict, model: nn.Module, inputs: Sequence[jax.ShapeDtypeStruct]
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The configured optimizer and its learning-rate schedule."""
-  schedule = schedules.make_schedule(
-    config.schedule.to_dict(), config.optimizer.learning_rate, config.train.num_steps
-  )
+  options = config.schedule.to_dict(), config.optimizer.learning_rate, config.train.num_steps
+  schedule = schedules.make_schedule(*options)
+  groups = schedules.make_group_schedules(*options)
   params = state_lib.model_shapes(model, inputs)["params"]
-  return optimizer_lib.make_optimizer(config.optimizer.to_dict(), schedule, params), schedule
+  optimizer = optimizer_lib.make_optimizer(config.optimizer.to_dict(), schedule, params, groups)
+  return optimizer, schedule
 
 
 def read_variables(source: str, model: nn.Module) -> Variables:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effseg_jax.inference.semantic import tile_classes, view_logits
+from effseg_jax.inference.semantic import forward_pass, tile_classes, view_logits
 from effseg_jax.input_pipeline.eval_batches import SizeRule
 from effseg_jax.prediction.card import SemanticSettings, read_settings, read_task
 from effseg_jax.prediction.pictures import PictureSegmenter
@@ -85,7 +85,7 @@ class SemanticEngine:
     """Logits of every view of a batch of pictures, uint8 (B, h, w, 3)."""
     valid = jnp.full((images.shape[0], 2), jnp.array(images.shape[1:3], jnp.int32))
     (inputs,) = self.task.model_inputs({"image": images, "valid_size": valid})
-    forward = lambda x: self._model.apply(variables, x, train=False)  # noqa: E731
+    forward = forward_pass(self._model, self.task, variables)
     return tuple(view_logits(forward, inputs, self._inference))
 
   def _read(
@@ -97,7 +97,8 @@ class SemanticEngine:
     tile = tile_rows, tile_cols
     place = np.int32(row), np.asarray(size, np.int32), np.zeros(2, np.int32)
     key = ("reader", tile, *(view.shape for view in views))
-    read = self.programs.get(key, functools.partial(tile_classes, tile=tile), views, *place)
+    function = functools.partial(tile_classes, tile=tile, averages_scores=self.task.averages_scores)
+    read = self.programs.get(key, function, views, *place)
     begin = time.perf_counter()
     found = np.empty(size, np.uint8)
     for top in range(0, size[0], tile_rows):
