@@ -349,8 +349,12 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The configured optimizer and its learning-rate schedule."""
   schedule = make_schedule(config)
+  groups = schedules.make_group_schedules(
+    config.schedule.to_dict(), config.optimizer.learning_rate, config.train.num_steps
+  )
   params = state_lib.model_shapes(model, inputs)["params"]
-  return optimizer_lib.make_optimizer(config.optimizer.to_dict(), schedule, params), schedule
+  optimizer = optimizer_lib.make_optimizer(config.optimizer.to_dict(), schedule, params, groups)
+  return optimizer, schedule
 
 
 def read_variables(source: str, model: nn.Module) -> Variables:

@@ -41,6 +41,13 @@ TASKS = {
     evaluator="effseg_jax.evaluators.semantic:SemanticEvaluator",
     predictor="effseg_jax.prediction.semantic:segmenter",
   ),
+  "class_masks": Parts(
+    task="effseg_jax.tasks.class_masks:ClassMasksTask",
+    transforms="effseg_jax.input_pipeline.transforms_semantic:semantic_transforms",
+    eval_batches="effseg_jax.input_pipeline.eval_semantic:semantic_eval_batches",
+    evaluator="effseg_jax.evaluators.semantic:SemanticEvaluator",
+    predictor="effseg_jax.prediction.semantic:segmenter",
+  ),
   "classification": Parts(
     task="effseg_jax.tasks.classification:ClassificationTask",
     transforms="effseg_jax.input_pipeline.transforms_classification:classification_transforms",

@@ -1,4 +1,4 @@
-"""The augmentations of Mask2Former's recipes: images and segment maps, each with its own rng.
+"""The augmentations of Mask2Former's and EoMT's recipes, each with its own rng.
 
 A segment map holds the number of the segment at each pixel, so an example of 100 targets costs a
 byte a pixel where binary masks cost a hundred: at 1024x1024 and one layer, 3 MiB of image, 1 MiB
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from effseg_jax.errors import UserError, suggestion
 from effseg_jax.input_pipeline.datasets.base import Example
@@ -40,18 +40,83 @@ class LargeScaleJitter:
   Attributes:
     frame: rows and columns at scale 1.
     scale: range of the uniform scale.
+    round_down: whether sides are rounded down, as in EoMT's recipe, or to the nearest pixel.
   """
 
   frame: tuple[int, int]
   scale: tuple[float, float]
+  round_down: bool = False
 
   def __call__(self, example: Example, rng: Rng) -> Example:
     """Image bilinear, segments nearest."""
     scale = rng.uniform(*self.scale)
     size = example["image"].shape[:2]
     factor = min(scale * side / length for side, length in zip(self.frame, size, strict=True))
-    rows, cols = (max(round(length * factor), 1) for length in size)
+    to_pixels = int if self.round_down else round
+    rows, cols = (max(to_pixels(length * factor), 1) for length in size)
     return resize(example, (rows, cols))
+
+
+@dataclasses.dataclass(frozen=True)
+class ColourJitter:
+  """Random brightness, contrast, saturation and hue as torchvision has them, each by a coin.
+
+  Brightness and contrast are factors about black and about the mean grey value, saturation about
+  each pixel's own. Contrast comes before or after the other two, by a coin.
+
+  Attributes:
+    brightness: factors lie within 1 plus or minus this.
+    contrast: range of factors.
+    saturation: range of factors.
+    hue: in degrees, plus or minus.
+  """
+
+  brightness: float = 32 / 255
+  contrast: tuple[float, float] = (0.5, 1.5)
+  saturation: tuple[float, float] = (0.5, 1.5)
+  hue: float = 18.0
+
+  def __call__(self, example: Example, rng: Rng) -> Example:
+    """Changes the image alone."""
+    image = Image.fromarray(example["image"])
+    enhance = lambda image, kind, span: (  # noqa: E731
+      kind(image).enhance(rng.uniform(*span)) if rng.random() < 0.5 else image
+    )
+    image = enhance(image, ImageEnhance.Brightness, (1 - self.brightness, 1 + self.brightness))
+    contrast_first = rng.random() < 0.5
+    if contrast_first:
+      image = enhance(image, ImageEnhance.Contrast, self.contrast)
+    image = enhance(image, ImageEnhance.Color, self.saturation)
+    if rng.random() < 0.5:
+      hsv = np.array(image.convert("HSV"))
+      hsv[..., 0] += np.uint8(round(rng.uniform(-self.hue, self.hue) / 360 * 256) % 256)
+      image = Image.fromarray(hsv, "HSV").convert("RGB")
+    if not contrast_first:
+      image = enhance(image, ImageEnhance.Contrast, self.contrast)
+    return {**example, "image": np.asarray(image)}
+
+
+@dataclasses.dataclass(frozen=True)
+class UntilNotEmpty:
+  """Steps that are tried again, from the start, while they leave no segment in the picture.
+
+  Attributes:
+    steps: that are tried.
+    tries: after so many, an empty example is taken as it is.
+  """
+
+  steps: tuple[Transform, ...]
+  tries: int = 20
+
+  def __call__(self, example: Example, rng: Rng) -> Example:
+    """The first result with a segment."""
+    for _ in range(self.tries):
+      found = example
+      for step in self.steps:
+        found = step(found, rng)
+      if (found["segments"] != NO_SEGMENT).any():
+        break
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +171,15 @@ class PadTo:
   """Pads right and bottom, the image with 128 and the segments with none.
 
   Attributes:
-    size: rows and columns of the result.
+    size: rows and columns of the result; what is larger stays so.
     as_picture: whether the padding is part of the picture, as in the recipes. If not, it is what
       the padding of an evaluation is: no picture, and 0 after the normalisation.
+    value: of the image's padding.
   """
 
   size: tuple[int, int]
   as_picture: bool = True
+  value: int = _PAD_VALUE
 
   def __call__(self, example: Example, rng: Rng) -> Example:
     """Pads what is smaller."""
@@ -120,11 +187,11 @@ class PadTo:
     rows, cols = example["image"].shape[:2]
     if not self.as_picture:
       example = {**example, "picture_size": (rows, cols)}
-    below, right = self.size[0] - rows, self.size[1] - cols
+    below, right = max(self.size[0] - rows, 0), max(self.size[1] - cols, 0)
     if not (below or right):
       return example
     image = cv2.copyMakeBorder(
-      example["image"], 0, below, 0, right, cv2.BORDER_CONSTANT, value=(_PAD_VALUE,) * 3
+      example["image"], 0, below, 0, right, cv2.BORDER_CONSTANT, value=(self.value,) * 3
     )
     segments = example["segments"]
     if isinstance(segments, MaskRuns):
@@ -246,23 +313,24 @@ def universal_transforms(
   """The training transforms of universal segmentation in the recipes' order.
 
   Args:
-    kind: `lsj`, the recipe of COCO: flip, large-scale jitter, crop, pad. Or `shortest_edge`, that
-      of ADE20K and Cityscapes: resize, crop, colours, flip, pad.
+    kind: `lsj`, Mask2Former's recipe for COCO: flip, large-scale jitter, crop, pad. Or
+      `shortest_edge`, that for ADE20K and Cityscapes: resize, crop, colours, flip, pad. Or `eomt`:
+      colours, flip, scale jitter, pad with black, crop, and again if no segment is left.
     crop: rows and columns of the crop, and of the result.
     max_segments: N, length of the labels, 255 at most.
     layers: L, of the segment map; more than 1 where segments overlap.
     keep_empty: see `PackSegments`.
     flip: probability of mirroring.
-    scale: range of the jitter; for `lsj`.
+    scale: range of the jitter; for `lsj` and `eomt`.
     short_side: the short side is 0.5, 0.6, ... or 2.0 times this long, and the long side 4 times
       at most; for `shortest_edge`.
-    photometric: whether colours are distorted; for `shortest_edge`.
+    photometric: whether colours are distorted; for `shortest_edge` and `eomt`.
     pad_as_picture: see `PadTo.as_picture`.
 
   Raises:
     UserError: for an unknown kind, or sizes that make no sense.
   """
-  kinds = ("lsj", "shortest_edge")
+  kinds = ("lsj", "shortest_edge", "eomt")
   if kind not in kinds:
     raise UserError(
       f"data.augment.kind is {kind!r}; expected one of {', '.join(kinds)}.{suggestion(kind, kinds)}"
@@ -273,6 +341,16 @@ def universal_transforms(
     raise UserError(f"data.augment.layers is {layers}; expected 1 at least.")
   size = (int(crop[0]), int(crop[1]))
   mirror = HorizontalFlip(flip, MIRRORED)
+  pack = PackSegments(max_segments, layers, keep_empty)
+  if kind == "eomt":
+    steps = (
+      *([ColourJitter()] if photometric else []),
+      mirror,
+      LargeScaleJitter(size, tuple(scale), round_down=True),
+      PadTo(size, pad_as_picture, value=0),
+      Crop(size),
+    )
+    return [UntilNotEmpty(steps), pack]
   if kind == "lsj":
     steps = [mirror, LargeScaleJitter(size, tuple(scale)), Crop(size, one_draw=True)]
   else:
@@ -285,7 +363,7 @@ def universal_transforms(
       *([PhotometricDistortion()] if photometric else []),
       mirror,
     ]
-  return [*steps, PadTo(size, pad_as_picture), PackSegments(max_segments, layers, keep_empty)]
+  return [*steps, PadTo(size, pad_as_picture), pack]
 
 
 def shortest_edge_size(size: Sequence[int], short_side: int, max_size: int) -> tuple[int, int]:

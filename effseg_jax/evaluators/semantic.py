@@ -15,9 +15,10 @@ from PIL import Image
 
 from effseg_jax.errors import UserError
 from effseg_jax.evaluators import EvaluationResult, spread
-from effseg_jax.inference.semantic import Inference, class_map
+from effseg_jax.inference.semantic import Inference, class_map, forward_pass
 from effseg_jax.metrics.segmentation import ConfusionMatrix, confusion_counts
 from effseg_jax.pictures import semantic as pictures
+from effseg_jax.tasks.class_masks import ClassMasksTask
 from effseg_jax.tasks.semantic import SemanticTask
 
 # A matrix of more classes is neither quick to draw nor possible to read.
@@ -28,7 +29,11 @@ class SemanticEvaluator:
   """mIoU, accuracies and a table per class."""
 
   def __init__(
-    self, model: nn.Module, task: SemanticTask, dataset: Any, options: Mapping[str, Any]
+    self,
+    model: nn.Module,
+    task: SemanticTask | ClassMasksTask,
+    dataset: Any,
+    options: Mapping[str, Any],
   ):
     """Sets the evaluation up.
 
@@ -43,7 +48,7 @@ class SemanticEvaluator:
       UserError: for an unknown mode.
     """
     self._model, self._task, self._dataset = model, task, dataset
-    self._inference = inference_options(options)
+    self._inference = inference_options(options, averages_scores=task.averages_scores)
     self._drawn = spread(options.get("pictures", 0), len(dataset))
     self._matrix = ConfusionMatrix(task.num_classes)
     self._samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -62,7 +67,7 @@ class SemanticEvaluator:
       Confusion counts int32 (K, K) and class maps uint8 (B, Hb, Wb).
     """
     (images,) = self._task.model_inputs(batch)
-    forward = lambda x: self._model.apply(variables, x, train=False)  # noqa: E731
+    forward = forward_pass(self._model, self._task, variables)
     prediction = class_map(
       forward, images, batch["label_size"], batch["label"].shape[1:3], self._inference
     )
@@ -124,8 +129,16 @@ def _names(dataset: Any, indices: Iterable[int]) -> dict[int, str]:
   return {i: name if counts[name] == 1 else f"{name}_{i:06d}" for i, name in names.items()}
 
 
-def inference_options(options: Mapping[str, Any]) -> Inference:
-  """The configured way of evaluating an image."""
+def inference_options(options: Mapping[str, Any], *, averages_scores: bool = False) -> Inference:
+  """The configured way of evaluating an image.
+
+  Args:
+    options: `mode`, `crop`, `stride`, `scales` and `flip`.
+    averages_scores: of the task, see `Inference.scores`.
+
+  Raises:
+    UserError: for an unknown mode.
+  """
   if options["mode"] not in ("whole", "slide"):
     raise UserError(f"eval.mode is {options['mode']!r}; expected 'whole' or 'slide'.")
   return Inference(
@@ -135,4 +148,5 @@ def inference_options(options: Mapping[str, Any]) -> Inference:
     scales=tuple(options["scales"]),
     flip=options["flip"],
     interpolation=options.get("interpolation", "bilinear"),
+    scores=averages_scores,
   )

@@ -72,7 +72,12 @@ class UniversalEvaluator:
     Pictures of one network size come in many original sizes, and shapes must be known here.
     """
     outputs = self._model.apply(variables, *self._task.model_inputs(batch), train=False)
-    return None, {name: outputs[name] for name in ("class_logits", "mask_logits")}
+    found = {name: outputs[name] for name in ("class_logits", "mask_logits")}
+    if "starts" in batch:
+      grid = batch["starts"].shape[:3]
+      found = {name: x.reshape(*grid, *x.shape[1:]) for name, x in found.items()}
+      found["starts"] = batch["starts"]
+    return None, found
 
   def update(self, batch: Mapping[str, np.ndarray], totals: Any, examples: Any) -> None:
     """Reads the masks and compares them with the ground truth."""
@@ -91,8 +96,7 @@ class UniversalEvaluator:
       self._check_layers(truth)
       self._count(found, row, size, truth)
       if index in self._drawn:
-        valid_rows, valid_cols = batch["valid_size"][row]
-        self._draw(batch["image"][row, :valid_rows, :valid_cols], found, row, size, truth)
+        self._draw(_picture(batch, row), found, row, size, truth)
 
   def result(self) -> EvaluationResult:
     """Merges over processes; the pictures are this process's."""
@@ -241,6 +245,20 @@ def mask_inference_options(options: Mapping[str, Any], task: UniversalTask) -> M
     overlap_threshold=float(options["overlap_threshold"]),
     detections=int(options["detections"]),
   )
+
+
+def _picture(batch: Mapping[str, np.ndarray], row: int) -> np.ndarray:
+  """What the network saw of an image: without padding, windows put together."""
+  rows, cols = batch["valid_size"][row]
+  image = batch["image"][row]
+  if "starts" not in batch:
+    return image[:rows, :cols]
+  picture = np.zeros((rows, cols, 3), np.uint8)
+  for window, (top, left) in zip(
+    image.reshape(-1, *image.shape[-3:]), batch["starts"][row].reshape(-1, 2), strict=True
+  ):
+    picture[top : top + len(window), left : left + window.shape[1]] = window
+  return picture
 
 
 class _CompressedMaps:

@@ -335,6 +335,20 @@ def _semantic_first(
 ) -> jax.Array:
   """Class map, uint8 (Hb, Wb): scores at the network's size, then cropped and resized."""
   scores = network_scores(probabilities, mask_logits, stride)
+  return class_map_of(scores, valid, label, canvas)
+
+
+def class_map_of(
+  scores: jax.Array, valid: jax.Array, label: jax.Array, canvas: tuple[int, int]
+) -> jax.Array:
+  """The class map of `network_scores`, uint8 (Hb, Wb); 0 outside the picture.
+
+  Args:
+    scores: (rows, K, cols) at the network's resolution.
+    valid: int32 (2,), rows and columns of picture in them.
+    label: int32 (2,), rows and columns of the result.
+    canvas: (Hb, Wb).
+  """
   strips = -(-canvas[0] // _STRIP_ROWS)
   first = jnp.arange(strips) * _STRIP_ROWS
   class_map = jax.lax.map(

@@ -20,6 +20,7 @@ from effseg_jax.inference.mask_readout import (
   Segmentations,
   segment_batch,
 )
+from effseg_jax.inference.windows import window_class_maps
 
 # Canvas sides are multiples of this, so that few shapes compile.
 _CANVAS_MULTIPLE = 64
@@ -137,6 +138,7 @@ def instance_result(found: Segmentations, index: int, size: Sequence[int]) -> di
 
 
 _segment_batch_jitted = jax.jit(segment_batch, static_argnames=("canvas", "inference"))
+_window_class_maps_jitted = jax.jit(window_class_maps, static_argnames=("canvas", "stride"))
 
 
 def segment_on_host(
@@ -148,7 +150,7 @@ def segment_on_host(
   """`segment_batch` for sizes and results on the host.
 
   Args:
-    outputs: of a universal model, B images.
+    outputs: of a universal model, B images; or of their windows, see `window_class_maps`.
     target_sizes: B times (rows, cols) of the results.
     valid_sizes: B times (rows, cols) of picture in the network's input; None: all of it.
     inference: how masks are read.
@@ -159,21 +161,23 @@ def segment_on_host(
   Raises:
     UserError: if there are not as many sizes as images.
   """
-  batch, _, h, w = outputs["mask_logits"].shape
+  batch, h, w = (outputs["mask_logits"].shape[axis] for axis in (0, -2, -1))
   if valid_sizes is None:
     valid_sizes = [(inference.stride * h, inference.stride * w)] * batch
   for name, sizes in (("target_sizes", target_sizes), ("valid_sizes", valid_sizes)):
     if len(sizes) != batch:
       raise UserError(f"{name} has {len(sizes)} entries; the outputs are of {batch} images.")
   canvas = canvas_for(target_sizes)
-  found = _segment_batch_jitted(
-    {name: outputs[name] for name in ("class_logits", "mask_logits")},
+  names = [name for name in ("class_logits", "mask_logits", "starts") if name in outputs]
+  arguments = (
+    {name: outputs[name] for name in names},
     jnp.asarray(valid_sizes, jnp.int32),
     jnp.asarray(target_sizes, jnp.int32),
-    canvas=canvas,
-    inference=inference,
   )
-  return jax.device_get(found)
+  if "starts" in outputs:
+    found = _window_class_maps_jitted(*arguments, canvas=canvas, stride=inference.stride)
+    return Segmentations(jax.device_get(found), *(None,) * 7)
+  return jax.device_get(_segment_batch_jitted(*arguments, canvas=canvas, inference=inference))
 
 
 def canvas_for(sizes: Sequence[Sequence[int]]) -> tuple[int, int]:

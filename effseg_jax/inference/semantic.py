@@ -1,14 +1,16 @@
 """From logits to a class for every pixel of the original image.
 
 Everything here is a pure function of arrays, to be jitted by the caller. `forward` stands for the
-model: normalised images (B, h, w, 3) float32 -> logits (B, ceil(h/8), ceil(w/8), K).
+model: normalised images (B, h, w, 3) float32 -> logits (B, h', w', K) of any resolution.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -29,6 +31,8 @@ class Inference:
     flip: also average over the mirrored image.
     interpolation: of the logits: "bilinear", to the network's input and on to the original size; or
       "bicubic" (PyTorch's, a = -0.75), of whole images once, to the original size.
+    scores: whether the network's outputs are scores, which are averaged over views as they are;
+      otherwise they are logits, whose probabilities are.
   """
 
   mode: str = "whole"
@@ -37,6 +41,20 @@ class Inference:
   scales: tuple[float, ...] = (1.0,)
   flip: bool = False
   interpolation: str = "bilinear"
+  scores: bool = False
+
+
+def forward_pass(model: nn.Module, task: Any, variables: Any) -> Forward:
+  """The model as the functions here take it.
+
+  Args:
+    model: image -> outputs.
+    task: with `pixel_scores`, which makes logits or scores of pixels of these.
+    variables: of the model.
+  """
+  return lambda images: task.pixel_scores(
+    model.apply(variables, images, train=False), images.shape[1:3]
+  )
 
 
 def class_scores(
@@ -66,7 +84,7 @@ def class_scores(
     scores = resize_to_labels(logits, label_size, label_shape, inference.interpolation)
     if count == 1:
       return scores
-    total += jax.nn.softmax(scores) / count
+    total += (scores if inference.scores else jax.nn.softmax(scores)) / count
   return total
 
 
@@ -91,6 +109,8 @@ def tile_classes(
   label_size: jax.Array,
   origin: jax.Array,
   tile: tuple[int, int],
+  *,
+  averages_scores: bool = False,
 ) -> jax.Array:
   """`class_map` of one image, a tile at a time: any label size, one program, little memory.
 
@@ -100,6 +120,7 @@ def tile_classes(
     label_size: int32 (2,), its original rows and columns.
     origin: int32 (2,), first row and column of the tile.
     tile: rows and columns; values beyond `label_size` are undefined.
+    averages_scores: see `Inference.scores`.
 
   Returns:
     uint8 (tile rows, tile columns).
@@ -109,7 +130,9 @@ def tile_classes(
     scores = jax.lax.dynamic_index_in_dim(logits, row, keepdims=False)
     for axis in (0, 1):
       scores = _take_lines(scores, axis, label_size[axis], tile[axis], origin[axis])
-    total = scores if len(views) == 1 else total + jax.nn.softmax(scores) / len(views)
+    if len(views) > 1 and not averages_scores:
+      scores = jax.nn.softmax(scores)
+    total += scores / len(views)
   return jnp.argmax(total, axis=-1).astype(jnp.uint8)
 
 

@@ -64,6 +64,9 @@ class UniversalSettings:
     short_side: length of the short side that the network sees; 0: the picture as it is.
     max_size: limit of the long side.
     multiple: the array is padded to multiples of this.
+    fit: rows and columns of a frame that pictures are fitted into and padded to; (0, 0): none, and
+      the three fields above say how large pictures are.
+    window_side: of square windows that cover pictures whose short side is as long; 0: none.
     panoptic: whether segments are made.
     instance: whether instances are made.
     semantic: whether class maps are made.
@@ -75,6 +78,8 @@ class UniversalSettings:
   short_side: int = 800
   max_size: int = 1333
   multiple: int = 32
+  fit: tuple[int, int] = (0, 0)
+  window_side: int = 0
   panoptic: bool = True
   instance: bool = True
   semantic: bool = True
@@ -91,6 +96,13 @@ class UniversalSettings:
       )
     if not (self.panoptic or self.instance or self.semantic):
       return "panoptic, instance and semantic are all false; expected at least one"
+    if min(self.fit) < 0 or self.window_side < 0 or (any(self.fit) and self.window_side):
+      return (
+        f"fit and window_side are {self.fit} and {self.window_side}; expected lengths in pixels,"
+        " and one of the two to be 0"
+      )
+    if self.window_side and (self.panoptic or self.instance):
+      return f"window_side is {self.window_side}, where panoptic or instance is true"
     if self.detections < 1:
       return f"detections is {self.detections}; expected 1 or more"
     return None

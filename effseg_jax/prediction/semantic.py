@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effseg_jax.inference.semantic import view_logits
+from effseg_jax.inference.semantic import forward_pass, view_logits
 from effseg_jax.input_pipeline.eval_batches import SizeRule
 from effseg_jax.prediction import tiles
 from effseg_jax.prediction.card import SemanticSettings, read_settings, read_task
@@ -70,7 +70,9 @@ class SemanticEngine:
     network = time.perf_counter() - begin
     results, task = [], self.task
     for row, image in enumerate(images):
-      class_map, reading = tiles.class_map(self.programs, views, row, image.shape[:2])
+      class_map, reading = tiles.class_map(
+        self.programs, views, row, image.shape[:2], averages_scores=task.averages_scores
+      )
       milliseconds = 1000 * (network / len(images) + reading)
       results.append(SemanticResult(image, class_map, task.classes, task.palette, milliseconds))
     return results
@@ -79,7 +81,7 @@ class SemanticEngine:
     """Logits of every view of a batch of pictures, uint8 (B, h, w, 3)."""
     valid = jnp.full((images.shape[0], 2), jnp.array(images.shape[1:3], jnp.int32))
     (inputs,) = self.task.model_inputs({"image": images, "valid_size": valid})
-    forward = lambda x: self._model.apply(variables, x, train=False)  # noqa: E731
+    forward = forward_pass(self._model, self.task, variables)
     return tuple(view_logits(forward, inputs, self._inference))
 
 

@@ -8,7 +8,7 @@ import re
 
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline.eval_batches import SizeRule
-from effseg_jax.input_pipeline.eval_universal import ShortestEdgeRule
+from effseg_jax.input_pipeline.eval_universal import PictureRule, ShortestEdgeRule
 from effseg_jax.input_pipeline.transforms import keep_ratio_size
 
 # "--scale=720" is a forgotten height and not a wish for pictures of 500 megapixels.
@@ -103,17 +103,29 @@ class UniversalSize:
   Attributes:
     rule: of the evaluation.
     scale: replaces the rule's short side and limit; its multiple stays.
+
+  Raises:
+    UserError: for a scale where the network takes one size alone.
   """
 
-  rule: ShortestEdgeRule
+  rule: PictureRule
   scale: Scale | None = None
+
+  def __post_init__(self) -> None:
+    """Refuses a scale for a fixed size."""
+    if self.scale is not None and not isinstance(self.rule, ShortestEdgeRule):
+      raise UserError(
+        "--scale means nothing to this model, which takes one size alone; leave it out."
+      )
 
   def image(self, size: Size) -> Size:
     """(rows, cols) of a picture -> (rows, cols) that it is resized to."""
     return at_least_one(self.rule.image(size) if self.scale is None else self.scale(size))
 
-  def array(self, size: Size) -> Size:
-    """(rows, cols) of a picture -> (rows, cols) of the padded array."""
+  def array(self, size: Size) -> tuple[int, ...]:
+    """(rows, cols) of a picture -> shape of the padded array, or of the grid of windows."""
+    if not isinstance(self.rule, ShortestEdgeRule):
+      return self.rule.array(size)
     multiple = self.rule.multiple
     rows, cols = (-(-side // multiple) * multiple for side in self.image(size))
     return rows, cols

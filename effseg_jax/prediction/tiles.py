@@ -20,7 +20,12 @@ _MAX_SCORES = 2**25
 
 
 def class_map(
-  programs: Programs, views: Sequence[jax.Array], row: int, size: tuple[int, int]
+  programs: Programs,
+  views: Sequence[jax.Array],
+  row: int,
+  size: tuple[int, int],
+  *,
+  averages_scores: bool = False,
 ) -> tuple[np.ndarray, float]:
   """The most likely class of every pixel of one picture.
 
@@ -29,6 +34,7 @@ def class_map(
     views: logits (B, h, w, K) of each view, see `inference.semantic.view_logits`.
     row: of the picture in the batch.
     size: (rows, cols) of the picture.
+    averages_scores: see `inference.semantic.Inference.scores`.
 
   Returns:
     uint8 (rows, cols), and the seconds that it took, compilation not counted.
@@ -37,8 +43,8 @@ def class_map(
   tile_rows = max(1, min(tile_rows, _MAX_SCORES // (tile_cols * views[0].shape[-1])))
   tile = tile_rows, tile_cols
   place = np.int32(row), np.asarray(size, np.int32)
-  key = ("tile", tile, *(view.shape for view in views))
-  function = functools.partial(tile_classes, tile=tile)
+  key = ("tile", tile, averages_scores, *(view.shape for view in views))
+  function = functools.partial(tile_classes, tile=tile, averages_scores=averages_scores)
   read = programs.get(key, function, tuple(views), *place, np.zeros(2, np.int32))
   begin = time.perf_counter()
   found = np.empty(size, np.uint8)

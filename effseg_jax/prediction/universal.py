@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ import numpy as np
 from effseg_jax.errors import UserError
 from effseg_jax.inference import mask_readout
 from effseg_jax.inference.mask_readout import MaskInference
-from effseg_jax.input_pipeline.eval_universal import ShortestEdgeRule
+from effseg_jax.inference.windows import window_scores
+from effseg_jax.input_pipeline.eval_universal import WindowRule, size_rule
 from effseg_jax.input_pipeline.transforms_universal import resize_image
 from effseg_jax.prediction.card import UniversalSettings, read_settings, read_task
 from effseg_jax.prediction.pictures import PictureSegmenter
@@ -53,20 +55,23 @@ class UniversalEngine:
     )
     kinds = ("panoptic", "instance", "semantic")
     self._kinds = tuple(kind for kind in kinds if getattr(settings, kind))
-    rule = ShortestEdgeRule(settings.short_side, settings.max_size, settings.multiple)
+    rule = size_rule(dataclasses.asdict(settings))
+    self._rule = rule
     self._size = UniversalSize(rule, None if scale is None else parse_scale(scale))
     self._model = bundle.model
     self._variables = jax.device_put(bundle.variables)
     self.programs = Programs()
 
-  def shape(self, size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, cols) of a picture -> (rows, cols) of the padded array."""
+  def shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+    """(rows, cols) of a picture -> shape of the padded array, or of the grid of windows."""
     return self._size.array(size)
 
   def prepare(self, image: np.ndarray) -> np.ndarray:
-    """A picture resized and padded right and bottom with 0, uint8 (h, w, 3)."""
+    """A picture resized and padded right and bottom with 0, uint8 (h, w, 3); or its windows."""
     size = image.shape[:2]
     rows, cols = self._size.image(size)
+    if isinstance(self._rule, WindowRule):
+      return self._rule.cut(resize_image(image, (rows, cols)), size)
     padded = np.zeros((*self.shape(size), 3), np.uint8)
     padded[:rows, :cols] = resize_image(image, (rows, cols))
     return padded
@@ -90,11 +95,15 @@ class UniversalEngine:
     threshold = self._threshold if score_threshold is None else _checked_threshold(score_threshold)
     batch = {
       "image": np.zeros((batch_size, *arrays[0].shape), np.uint8),
-      "valid_size": np.full((batch_size, 2), arrays[0].shape[:2], np.int32),
+      "valid_size": np.full((batch_size, 2), arrays[0].shape[-3:-1], np.int32),
     }
+    if isinstance(self._rule, WindowRule):
+      batch["starts"] = np.zeros((batch_size, *arrays[0].shape[:2], 2), np.int32)
     for row, (image, array) in enumerate(zip(images, arrays, strict=True)):
       batch["image"][row] = array
       batch["valid_size"][row] = self._size.image(image.shape[:2])
+      if isinstance(self._rule, WindowRule):
+        batch["starts"][row] = self._rule.starts(image.shape[:2])
     key = ("network", batch["image"].shape)
     program = self.programs.get(key, self._outputs, self._variables, batch)
     begin = time.perf_counter()
@@ -111,6 +120,18 @@ class UniversalEngine:
     logits = outputs["class_logits"].astype(jnp.float32)
     found = {"probabilities": jax.nn.softmax(logits)}
     masks = outputs["mask_logits"].astype(jnp.float32)
+    if "starts" in batch:
+      grid = batch["starts"].shape[:3]
+      probabilities = found["probabilities"].reshape(*grid, *logits.shape[1:])
+      scores = functools.partial(window_scores, stride=self._inference.stride)
+      scores = jax.vmap(scores)(
+        probabilities[..., :-1], masks.reshape(*grid, *masks.shape[1:]), batch["starts"]
+      )
+      # The best query of all windows stands for the picture.
+      return {
+        "probabilities": probabilities.reshape(grid[0], -1, logits.shape[-1]),
+        "scores": scores,
+      }
     if self._kinds == ("semantic",):
       scores = functools.partial(mask_readout.network_scores, stride=self._inference.stride)
       return {**found, "scores": jax.vmap(scores)(found["probabilities"][..., :-1], masks)}

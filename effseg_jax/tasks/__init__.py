@@ -21,6 +21,9 @@ class Task(Protocol):
 
   `counts` of the loss are integers that add up over steps, devices and hosts; `summarise` turns
   their sum into the numbers of a log line. A task without such counts returns None.
+
+  A task whose model works otherwise as training goes on has `model_options(step)`, too: keyword
+  arguments of `model.apply` for the number of a step (int32 ()), which is part of the state.
   """
 
   num_classes: int
@@ -49,8 +52,7 @@ def make_task(config: Mapping[str, Any], dataset: Any) -> Task:
   """Builds the task of a configuration for a data set.
 
   Args:
-    config: `name` (`semantic`, `classification`, `universal` or `audio_visual`) and the fields of
-      that task's class.
+    config: `name`, one of `task_table.TASKS`, and the fields of that task's class.
     dataset: gives `classes`, and for segmentation `palette`.
 
   Raises:

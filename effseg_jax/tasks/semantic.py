@@ -33,6 +33,7 @@ class SemanticTask:
     normalize_by: divisor of the summed loss: `"all"` pixels, ignored and padded ones
       included, as the official AFFormer training does, or `"valid"` pixels.
     class_weights: weight of each class's pixels in the loss; empty for 1 each.
+    aux_weight: of each auxiliary head's loss, for models that have such heads.
   """
 
   classes: tuple[str, ...]
@@ -42,6 +43,10 @@ class SemanticTask:
   std: tuple[float, float, float] = IMAGENET_STD
   normalize_by: str = "all"
   class_weights: tuple[float, ...] = ()
+  aux_weight: float = 0.4
+
+  # Several views of an image are averaged as probabilities.
+  averages_scores = False
 
   def __post_init__(self) -> None:
     """Raises `UserError` for an unknown word, or weights of other classes."""
@@ -79,13 +84,19 @@ class SemanticTask:
     """
     return (normalize(batch["image"], batch["valid_size"], self.mean, self.std),)
 
+  def pixel_scores(self, outputs: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """What is resized to the pixels of an image of `size`: the logits (B, h, w, num_classes)."""
+    del size
+    return outputs
+
   def loss(
-    self, outputs: jax.Array, batch: Batch, rng: jax.Array
+    self, outputs: jax.Array | Mapping[str, Any], batch: Batch, rng: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
     """Cross-entropy of the logits, upsampled to the labels.
 
     Args:
-      outputs: logits (B, ceil(H/8), ceil(W/8), num_classes).
+      outputs: logits (B, h, w, num_classes), of any resolution; or `logits` and `aux`, a list of
+        auxiliary ones, each at its own.
       batch: `label` (B, H, W).
       rng: unused.
 
@@ -94,15 +105,13 @@ class SemanticTask:
       counts int32 (K, K) at logit resolution.
     """
     del rng
-    logits, labels = outputs, batch["label"].astype(jnp.int32)
-    weights = jnp.asarray(self.class_weights, jnp.float32) if self.class_weights else None
-    nll, correct, valid = upsampled_cross_entropy(
-      logits, labels, ignore_label=self.ignore_label, class_weights=weights
-    )
-    num_valid = jnp.maximum(jnp.sum(valid), 1)
-    denominator = num_valid if self.normalize_by == "valid" else labels.size
-    loss = jnp.sum(nll) / denominator
-    accuracy = jnp.sum(correct) / num_valid
+    labels = batch["label"].astype(jnp.int32)
+    logits, auxiliary = outputs, []
+    if isinstance(outputs, Mapping):
+      logits, auxiliary = outputs["logits"], outputs["aux"]
+    loss, accuracy = self._cross_entropy(logits, labels)
+    for aux in auxiliary:
+      loss += self.aux_weight * self._cross_entropy(aux, labels)[0]
     return loss, {"accuracy": accuracy}, self._coarse_counts(logits, labels)
 
   def loss_weight(self, batch: Batch) -> jax.Array:
@@ -117,6 +126,16 @@ class SemanticTask:
     matrix = ConfusionMatrix(self.num_classes)
     matrix.update(counts)
     return {"mIoU": matrix.miou()}
+
+  def _cross_entropy(self, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The loss of one map of logits, and its share of right pixels."""
+    weights = jnp.asarray(self.class_weights, jnp.float32) if self.class_weights else None
+    nll, correct, valid = upsampled_cross_entropy(
+      logits, labels, ignore_label=self.ignore_label, class_weights=weights
+    )
+    num_valid = jnp.maximum(jnp.sum(valid), 1)
+    denominator = num_valid if self.normalize_by == "valid" else labels.size
+    return jnp.sum(nll) / denominator, jnp.sum(correct) / num_valid
 
   def _coarse_counts(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Counts one label per logit, the one at its centre: enough for a progress line."""

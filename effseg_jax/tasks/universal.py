@@ -43,6 +43,10 @@ class UniversalTask:
     num_points: at which masks are compared.
     oversample_ratio: candidates per point, among which uncertain points are chosen.
     importance_ratio: share of the points that are chosen so; the others are uniform.
+    black_padding: whether padding is black picture, as EoMT is trained and evaluated, and not 0
+      after the normalisation, the mean colour.
+    mask_blocks: blocks of EoMT that see the queries, whose masks are annealed; 0: another model.
+    annealing_steps: of the whole training, over which masks are annealed.
   """
 
   classes: tuple[str, ...]
@@ -57,6 +61,9 @@ class UniversalTask:
   num_points: int = 12544
   oversample_ratio: float = 3.0
   importance_ratio: float = 0.75
+  black_padding: bool = False
+  mask_blocks: int = 0
+  annealing_steps: int = 0
 
   @classmethod
   def for_dataset(cls, dataset: Any, **options: Any) -> UniversalTask:
@@ -75,15 +82,27 @@ class UniversalTask:
     return batch
 
   def model_inputs(self, batch: Batch) -> tuple[jax.Array]:
-    """Normalises images and sets the padding to 0 afterwards.
+    """Normalises images and sets the padding to 0 afterwards, unless it is black.
 
     Args:
-      batch: `image` uint8 (B, H, W, 3), `valid_size` int32 (B, 2).
+      batch: `image` uint8 (B, H, W, 3), `valid_size` int32 (B, 2). Or `image` (B, r, c, H, W, 3), a
+        grid of windows that are picture all over.
 
     Returns:
-      Images float32 (B, H, W, 3).
+      Images float32 (B, H, W, 3), or (B r c, H, W, 3) of the windows.
     """
-    return (normalize(batch["image"], batch["valid_size"], self.mean, self.std),)
+    images, valid_size = batch["image"], batch["valid_size"]
+    if self.black_padding or images.ndim > 4:
+      images = images.reshape(-1, *images.shape[-3:])
+      size = jnp.asarray(images.shape[1:3], jnp.int32)
+      valid_size = jnp.broadcast_to(size, (images.shape[0], 2))
+    return (normalize(images, valid_size, self.mean, self.std),)
+
+  def model_options(self, step: jax.Array) -> dict[str, jax.Array]:
+    """EoMT's probabilities of masks, `mask_probs` float32 (L2,); nothing for other models."""
+    if not self.mask_blocks:
+      return {}
+    return {"mask_probs": mask_probabilities(step, self.mask_blocks, self.annealing_steps)}
 
   def loss(
     self, outputs: Outputs, batch: Batch, rng: jax.Array
@@ -213,6 +232,30 @@ class UniversalTask:
     labels = jax.vmap(lambda labels, s: jnp.take(labels, s, mode="clip"))(batch["labels"], segment)
     labels = jnp.where(segment == NO_SEGMENT, _IGNORE_LABEL, labels)
     return confusion_counts(jnp.argmax(scores, axis=1), labels, self.num_classes, _IGNORE_LABEL)
+
+
+def mask_probabilities(step: jax.Array, blocks: int, num_steps: int) -> jax.Array:
+  """With which probability EoMT's queries look inside their masks alone (mask annealing).
+
+  In each of the last blocks it is 1 until its interval begins, a sixth of the training long, then
+  `(1 - t)^0.9`, and 0 from its end on. The first block's interval is the second sixth, the last
+  one's the fifth, and the others' lie evenly between them.
+
+  Args:
+    step: int32 (), optimizer steps before this one.
+    blocks: L2, that see the queries.
+    num_steps: of the whole training.
+
+  Returns:
+    float32 (L2,).
+  """
+  shares = [1 / 6 + j / (2 * max(blocks - 1, 1)) for j in range(blocks)]
+  start, end = (
+    np.round(num_steps * np.asarray([s + more for s in shares])) for more in (0.0, 1 / 6)
+  )
+  progress = (jnp.asarray(step, jnp.float32) - start) / np.maximum(end - start, 1)
+  falling = (1.0 - jnp.clip(progress, 0.0, 1.0)) ** 0.9
+  return jnp.where(step < start, 1.0, jnp.where(step >= end, 0.0, falling)).astype(jnp.float32)
 
 
 class SetLosses(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from effseg_jax.errors import require_one_of
+from effseg_jax.errors import UserError, require_one_of, suggestion
 
 
 def poly(base: float, num_steps: int, power: float = 1.0, end: float = 0.0) -> optax.Schedule:
@@ -18,6 +18,29 @@ def poly(base: float, num_steps: int, power: float = 1.0, end: float = 0.0) -> o
   percent at step 159,999 of 160,000.
   """
   return lambda i: (base - end) * (jnp.maximum(num_steps - i, 0) / num_steps) ** power + end
+
+
+def delayed_poly(
+  base: float,
+  num_steps: int,
+  *,
+  ramp: int,
+  delay: int = 0,
+  power: float = 1.0,
+  end: float = 0.0,
+) -> optax.Schedule:
+  """Nothing for `delay` steps, up to `base` within `ramp` steps, and then down as `poly`.
+
+  The warm-up of EoMT, whose backbone begins when its new layers have warmed up. The decay reaches
+  `end` at `num_steps`, counting from the end of the ramp.
+  """
+  begin = delay + ramp
+
+  def schedule(i: Any) -> Any:
+    rising = base * jnp.maximum(i - delay, 0) / max(ramp, 1)
+    return jnp.where(i < begin, rising, poly(base, num_steps - begin, power, end)(i - begin))
+
+  return schedule
 
 
 def cosine(base: float, num_steps: int, end: float = 0.0) -> optax.Schedule:
@@ -57,8 +80,8 @@ def make_schedule(config: Mapping[str, Any], base: float, num_steps: int) -> opt
   """Builds the schedule of a configuration.
 
   Args:
-    config: `name` (`poly`, `cosine`, `step` or `constant`) with that function's other arguments,
-      `warmup_steps` and `warmup_ratio`.
+    config: `name` (`poly`, `delayed_poly`, `cosine`, `step` or `constant`) with that function's
+      other arguments, `warmup_steps` and `warmup_ratio`; `groups` is not looked at.
     base: learning rate without warm-up and decay.
     num_steps: length of the training in optimizer steps.
 
@@ -67,7 +90,51 @@ def make_schedule(config: Mapping[str, Any], base: float, num_steps: int) -> opt
   """
   options = dict(config)
   name = options.pop("name")
+  options.pop("groups", None)
   warmup = options.pop("warmup_steps"), options.pop("warmup_ratio")
-  kinds = {"poly": poly, "cosine": cosine, "step": step, "constant": constant}
+  kinds = {
+    "poly": poly,
+    "delayed_poly": delayed_poly,
+    "cosine": cosine,
+    "step": step,
+    "constant": constant,
+  }
   require_one_of("schedule.name", name, kinds)
   return with_warmup(kinds[name](base, num_steps, **options), *warmup)
+
+
+def make_group_schedules(
+  config: Mapping[str, Any], base: float, num_steps: int
+) -> list[tuple[str, optax.Schedule]]:
+  """Builds the schedules of parameters that have one of their own.
+
+  Args:
+    config: of `make_schedule`. `groups` are pairs of a regular expression over parameter names, and
+      of what is different for them: a mapping of the schedule's arguments, and `factor` of `base`.
+    base: learning rate of all other parameters.
+    num_steps: length of the training in optimizer steps.
+
+  Returns:
+    `(pattern, schedule)`, of which the first match counts.
+
+  Raises:
+    UserError: for a group of another form.
+  """
+  found = []
+  for group in config.get("groups", ()):
+    if len(group) != 2 or not isinstance(group[1], Mapping):
+      raise UserError(
+        f"schedule.groups: {group!r} has another form; expected (pattern, {{argument: value}})."
+      )
+    pattern, changes = group
+    changes = dict(changes)
+    factor = changes.pop("factor", 1.0)
+    known = [key for key in config if key not in ("name", "groups")]
+    for key in changes:
+      if key not in known:
+        raise UserError(
+          f"schedule.groups: {pattern!r} has {key!r}; expected factor or one of"
+          f" {', '.join(known)}.{suggestion(key, known)}"
+        )
+    found.append((pattern, make_schedule({**config, **changes}, base * factor, num_steps)))
+  return found

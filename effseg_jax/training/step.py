@@ -71,22 +71,31 @@ def make_train_step(
     sharded over devices, see `sharding.gather_parameters`.
   """
 
-  def loss_and_state(params: Any, model_state: Any, batch: Batch, rng: jax.Array):
+  def loss_and_state(
+    params: Any, model_state: Any, batch: Batch, rng: jax.Array, options: Mapping[str, Any]
+  ):
     augment_rng, dropout_rng, drop_path_rng, loss_rng = jax.random.split(rng, 4)
     batch = task.augment(batch, augment_rng)
     outputs, new_model_state = model.apply(
       {"params": params, **model_state},
       *task.model_inputs(batch),
       train=True,
-      rngs={"dropout": dropout_rng, "drop_path": drop_path_rng},
+      rngs={
+        "dropout": dropout_rng,
+        "drop_path": drop_path_rng,
+        "mask": jax.random.fold_in(drop_path_rng, 1),  # a split by 5 would change all the others
+      },
       mutable=list(model_state),
+      **options,
     )
     loss, scalars, counts = task.loss(outputs, batch, loss_rng)
     return loss, (new_model_state, {"loss": loss, **scalars}, counts)
 
   def gradient(state: TrainState, batch: Batch, rng: jax.Array, gather: Callable[[Any], Any]):
+    options = task.model_options(state.step) if hasattr(task, "model_options") else {}
     value_and_grad = jax.value_and_grad(
-      lambda params, *rest: loss_and_state(gather(_stopped(params, freeze)), *rest), has_aux=True
+      lambda params, *rest: loss_and_state(gather(_stopped(params, freeze)), *rest, options),
+      has_aux=True,
     )
     if accumulate == 1:
       (_, aux), grads = value_and_grad(state.params, state.model_state, batch, rng)
