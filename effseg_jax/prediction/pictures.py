@@ -116,6 +116,25 @@ class PictureSegmenter:
         raise result
       yield result
 
+  def stream(self, video: Any, **options: Any) -> Iterator[Any]:
+    """Segments a video frame by frame, however long it is.
+
+    Args:
+      video: path, or a URL that PyAV opens.
+      **options: `every`, `start` and `stop` say which frames (see `prediction.video.VideoOptions`);
+        and those of a call.
+
+    Yields:
+      A `FrameResult` for each frame: its `time` in seconds, and its `result`. Ids of segments stay
+      with their objects.
+
+    Raises:
+      UserError: if the video cannot be read.
+    """
+    from effseg_jax.prediction.video import stream_video
+
+    return stream_video(self, video, **options)
+
   def results(
     self, pictures: Iterable[Any], *, batch_size: int | None = None, **options: Any
   ) -> Iterator[Any]:

@@ -67,7 +67,7 @@ def test_an_overlay_has_the_times_and_the_sound(segment, video, tmp_path):
 
 
 def test_a_part_and_every_other_frame(segment, video):
-  results = list(stream_video(segment, video, every=2))
+  results = list(segment.stream(video, every=2))
   np.testing.assert_allclose([r.time for r in results], TIMES[::2], atol=2e-3)
   results = list(stream_video(segment, video, start=0.4, stop=2.0))
   np.testing.assert_allclose([r.time for r in results], [0.1, 0.6, 1.0], atol=2e-3)
