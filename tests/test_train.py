@@ -12,12 +12,13 @@ import pytest
 import small_config
 import tiny_run
 
-from effseg_jax import experiment
+from effseg_jax import create_model, experiment
 from effseg_jax.cli import train
 from effseg_jax.errors import UserError
 from effseg_jax.run import finite
 from effseg_jax.training import sharding
 
+SMALL_AFFORMER = {"widths": (8, 16, 32, 32), "depths": (0, 1, 1, 1)}
 STEPS = {"train.num_steps": 4, "checkpoint.every": 2, "eval.every": 0, "log.every": 1}
 
 
@@ -76,6 +77,29 @@ def test_the_builder_gives_the_parts_of_a_run(first):
   assert jax.tree.map(np.shape, dict(state.params)) == jax.tree.map(
     lambda leaf: leaf.shape, dict(parts.abstract_state.params)
   )
+
+
+def test_the_compilers_optimisations_change_no_result(first):
+  """The suite compiles without them, to save time; users compile with them."""
+  parts = experiment.build(configured())
+  lowered = parts.step.lower(parts.abstract_state, parts.batch_shapes)
+  step = lowered.compile(compiler_options={"xla_backend_optimization_level": 3})
+  state, losses = parts.state, []
+  for _, batch in zip(range(4), parts.batches, strict=False):
+    state, report = step(state, batch)
+    losses.append(float(report.scalars["loss"]))
+  logged = [line["train/loss"] for line in lines(first)]
+  np.testing.assert_allclose(losses, logged[:4], rtol=1e-5)
+
+  model = create_model("afformer_tiny", num_classes=3, **SMALL_AFFORMER)
+  images = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), images)
+  forward = jax.jit(model.apply).lower(variables, images)
+  plain, optimised = (
+    forward.compile(compiler_options={"xla_backend_optimization_level": level})(variables, images)
+    for level in (0, 3)
+  )
+  np.testing.assert_allclose(optimised, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_the_configuration_of_an_experiment_is_a_copy():

@@ -146,6 +146,13 @@ def test_a_missing_field_is_named():
   assert message(config) == "train.num_steps is missing; expected a whole number of 1 or more."
 
 
+@pytest.mark.parametrize("name", configs.names())
+def test_every_semantic_configuration_has_class_weights_to_set(name):
+  config = configs.load(name)
+  if config.task.name == "semantic":
+    assert isinstance(config.task.class_weights, tuple)
+
+
 def test_class_weights_are_as_many_as_classes():
   config = configs.load("afformer/camvid")
   validate(config, Dataset(11))

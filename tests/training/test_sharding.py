@@ -48,3 +48,6 @@ def test_a_batch_size_that_cannot_be_cut_says_what_is_needed():
   sharding.check_batch_size(8, mesh, "train.batch_size")
   with pytest.raises(UserError, match=r"train\.batch_size is 6; expected a multiple of 4"):
     sharding.check_batch_size(6, mesh, "train.batch_size")
+  sharding.check_batch_size(8, mesh, "train.batch_size", accumulate=2)
+  with pytest.raises(UserError, match=r"multiple of 16: .* devices times train\.accumulate=4"):
+    sharding.check_batch_size(8, mesh, "train.batch_size", accumulate=4)
