@@ -75,7 +75,7 @@ def browse(
   if config.task.name == "classification":
     return _grid([_titled(e["image"], dataset.classes[int(e["label"])]) for e in examples]), line
   if config.task.name == "universal":
-    return _grid([_beside_its_segments(example, dataset) for example in examples]), line
+    return sheet_of_segments(examples, dataset), line
   if config.task.name == "audio_visual":
     return _grid([_above_its_sound(example, dataset.palette) for example in examples]), line
   sheet = _grid([_beside_its_label(example, dataset.palette) for example in examples])
@@ -85,6 +85,11 @@ def browse(
   label = np.where(np.isin(label, most), label, dataset.ignore_label)
   sheet = pictures.with_legend(sheet, label, dataset.classes, dataset.palette)
   return sheet, f"{line}; {100 * void:.1f} % void or padding"
+
+
+def sheet_of_segments(examples: Sequence[dict[str, Any]], dataset: Any) -> np.ndarray:
+  """Examples of segments beside their pictures, uint8 (H, W, 3)."""
+  return _grid([_beside_its_segments(example, dataset) for example in examples])
 
 
 def _augmented(example: dict[str, Any], steps: Sequence[Any], rng: np.random.Generator) -> Any:
