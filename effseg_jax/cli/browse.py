@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from effseg_jax.cli import Flags, define_config, no_arguments
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import datasets, pipelines
 from effseg_jax.pictures import semantic as pictures
 from effseg_jax.pictures import universal as segments
+from effseg_jax.pictures.text import readable
 
 _HEIGHT = 200  # of an example on the sheet, in pixels
 _CLIP = 132  # of a frame of a clip
@@ -155,7 +156,7 @@ def _titled(image: np.ndarray, title: str) -> Image.Image:
   panel = _scaled(image)
   canvas = Image.new("RGB", (panel.width, _HEIGHT + 20), _PAPER)
   canvas.paste(panel, (0, 0))
-  font = ImageFont.load_default(13)
+  font, (title,) = readable([title], 13)
   middle = (panel.width / 2, _HEIGHT + 10)
   ImageDraw.Draw(canvas).text(middle, title, fill=_INK, font=font, anchor="mm")
   return canvas
