@@ -44,6 +44,18 @@ Not published for this model. Measured here: not trained.
     --config.data.root=data/coco --config.init_from=swin_tiny_patch4_window7_224.pth
 """,
   ),
+  "folder_instances": _row(
+    universal.folder_instances,
+    about=f"""PRO-SCALE on instances of your own (docs/your_data.md).
+
+The folder is what effseg import writes: annotations/instances_{{train,val}}.json beside the folders
+train and val. Adjust `num_steps` to the number of pictures. Measured here: not trained.
+{FULL_SIZE}
+  effseg import --from=yolo --input=export --output=my_objects
+  effseg train --config=proscale/folder_instances:r50,111 --workdir=runs/objects \\
+    --config.data.root=my_objects --config.init_from=R-50.pkl
+""",
+  ),
   "ade20k_semantic": _row(
     universal.ade20k_semantic,
     about=f"""PRO-SCALE on ADE20K, 150 classes, by Mask2Former's recipe.

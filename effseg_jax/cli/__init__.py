@@ -13,6 +13,7 @@ overridden with `--config.train.batch_size=16`. Of a field that is given twice, 
 from __future__ import annotations
 
 import importlib
+import keyword
 import re
 import sys
 import warnings
@@ -45,6 +46,7 @@ COMMANDS = {
   },
   "Data": {
     "inspect": "look at a data set before training: classes, sizes, what is wrong",
+    "import": "make a data set of what annotation tools export",
     "browse": "draw a sheet of training examples",
     "prepare": "pack a data set into a few large files",
     "prepare_avsbench": "extract AVSBench's frames and sounds from its videos",
@@ -123,7 +125,8 @@ def execute(name: str, argv: Sequence[str] | None = None) -> None:
     argv: the words after the command; None: those of the process (for `train.py` and similar
       scripts).
   """
-  execute_module(importlib.import_module(f"effseg_jax.cli.{name}"), f"effseg {name}", argv)
+  module = f"{name}_" if keyword.iskeyword(name) else name  # `effseg import`
+  execute_module(importlib.import_module(f"effseg_jax.cli.{module}"), f"effseg {name}", argv)
 
 
 def execute_module(command: Any, usage: str, argv: Sequence[str] | None = None) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from effseg_jax.cli import Flags, define_config, no_arguments
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import datasets, pipelines
 from effseg_jax.pictures import semantic as pictures
 from effseg_jax.pictures import universal as segments
+from effseg_jax.pictures.text import readable
 
 _HEIGHT = 200  # of an example on the sheet, in pixels
 _CLIP = 132  # of a frame of a clip
@@ -75,7 +76,7 @@ def browse(
   if config.task.name == "classification":
     return _grid([_titled(e["image"], dataset.classes[int(e["label"])]) for e in examples]), line
   if config.task.name == "universal":
-    return _grid([_beside_its_segments(example, dataset) for example in examples]), line
+    return sheet_of_segments(examples, dataset), line
   if config.task.name == "audio_visual":
     return _grid([_above_its_sound(example, dataset.palette) for example in examples]), line
   sheet = _grid([_beside_its_label(example, dataset.palette) for example in examples])
@@ -85,6 +86,11 @@ def browse(
   label = np.where(np.isin(label, most), label, dataset.ignore_label)
   sheet = pictures.with_legend(sheet, label, dataset.classes, dataset.palette)
   return sheet, f"{line}; {100 * void:.1f} % void or padding"
+
+
+def sheet_of_segments(examples: Sequence[dict[str, Any]], dataset: Any) -> np.ndarray:
+  """Examples of segments beside their pictures, uint8 (H, W, 3)."""
+  return _grid([_beside_its_segments(example, dataset) for example in examples])
 
 
 def _augmented(example: dict[str, Any], steps: Sequence[Any], rng: np.random.Generator) -> Any:
@@ -150,7 +156,7 @@ def _titled(image: np.ndarray, title: str) -> Image.Image:
   panel = _scaled(image)
   canvas = Image.new("RGB", (panel.width, _HEIGHT + 20), _PAPER)
   canvas.paste(panel, (0, 0))
-  font = ImageFont.load_default(13)
+  font, (title,) = readable([title], 13)
   middle = (panel.width / 2, _HEIGHT + 10)
   ImageDraw.Draw(canvas).text(middle, title, fill=_INK, font=font, anchor="mm")
   return canvas

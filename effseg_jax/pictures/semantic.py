@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from effseg_jax.pictures.text import readable
+
 Palette = Sequence[Sequence[int]]
 
 _BACKGROUND = (250, 250, 248)
@@ -80,7 +82,7 @@ def with_legend(
   ids, counts = np.unique(class_map[class_map < len(classes)], return_counts=True)
   order = np.argsort(-counts)
   size = int(np.clip(picture.shape[0] / 28, 12, 22))
-  font = _font(size)
+  font, classes = readable(classes, size)
   entries = [(ids[i], f"{classes[ids[i]]}  {100 * counts[i] / class_map.size:.1f}%") for i in order]
   line = round(size * 1.7)
   width = round(max((font.getlength(text) for _, text in entries), default=0) + 3.2 * size)
@@ -134,7 +136,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   cell = int(np.clip(900 / num_classes, 4, 48))
   named, numbered = num_classes <= 40, num_classes <= 25
-  font = _font(int(np.clip(cell * 0.4, 9, 15)))
+  font, classes = readable(classes, int(np.clip(cell * 0.4, 9, 15)))
   left = round(max(font.getlength(name) for name in classes) + 16) if named else 12
   side = cell * num_classes
   canvas = Image.new("RGB", (left + side + 12, left + side + 12), _BACKGROUND)

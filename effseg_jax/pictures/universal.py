@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from effseg_jax.pictures.semantic import class_borders
+from effseg_jax.pictures.text import readable
 
 _BACKGROUND = (250, 250, 248)
 _INK = (32, 32, 32)
@@ -82,7 +83,7 @@ def write_names(picture: np.ndarray, segment_map: np.ndarray, names: Sequence[st
   """
   canvas = Image.fromarray(picture)
   draw = ImageDraw.Draw(canvas)
-  font = ImageFont.load_default(int(np.clip(min(picture.shape[:2]) / 32, 10, 28)))
+  font, names = readable(names, int(np.clip(min(picture.shape[:2]) / 32, 10, 28)))
   for row, name in enumerate(names):
     mask = np.pad((segment_map == row).astype(np.uint8), 1)  # the picture's edge is an edge, too
     if not mask.any():

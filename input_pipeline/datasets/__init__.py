@@ -73,12 +73,19 @@ def find_opener(name: str) -> Callable[..., Any]:
   Raises:
     UserError: for an unknown name.
   """
-  if name not in DATASETS:
+  if name not in DATASETS and ":" not in name:
     raise UserError(
-      f"data.name is {name!r}; expected one of {', '.join(DATASETS)}.{suggestion(name, DATASETS)}"
+      f"data.name is {name!r}; expected one of {', '.join(DATASETS)}, or module:function of your"
+      f" own.{suggestion(name, DATASETS)}"
     )
-  module, _, function = DATASETS[name].partition(":")
-  return getattr(importlib.import_module(module), function or "open_split")
+  module, _, function = DATASETS.get(name, name).partition(":")
+  try:
+    return getattr(importlib.import_module(module), function or "open_split")
+  except (ImportError, AttributeError, ValueError) as error:
+    raise UserError(
+      f"data.name is {name!r}, but {error}; expected module:function that can be imported (is its"
+      " folder on PYTHONPATH?)."
+    ) from None
 
 
 def fixed_classes(name: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray] | None:

@@ -487,3 +487,11 @@ def test_the_pipeline_imports_no_jax():
   names = "effseg_jax.input_pipeline.datasets, input_pipeline.transforms_classification, sys"
   code = f"import {names}; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_function_of_your_own_opens_a_data_set():
+  name = "effseg_jax.input_pipeline.datasets.synthetic:open_split"
+  assert open_dataset(name, split="val", size=(32, 48)).image_size(0) == (32, 48)
+  for wrong in ("no_module_of_mine:open_split", "effseg_jax.errors:open_split", ":f"):
+    with pytest.raises(UserError, match="expected module:function"):
+      open_dataset(wrong, split="val")
