@@ -1,4 +1,4 @@
-"""Sound: reading it, and the log-mel patches that VGGish hears.
+"""Sound: reading files, and the log-mel patches of VGGish.
 
 The front-end is VGGish's (Hershey et al., ICASSP 2017; the numerics of torchvggish), in float64:
 magnitude spectra of 25 ms every 10 ms, 64 mel bands, a natural logarithm, patches of 96 frames.
@@ -25,7 +25,7 @@ _WINDOW, _HOP, _FFT = 400, 160, 512  # samples: 25 ms, 10 ms, and the transform'
 _EDGES = (125.0, 7500.0)  # Hz, of the lowest and the highest band
 _OFFSET = 0.01  # added before the logarithm
 
-# What a patch spans, and what the next one is ahead of it: 0.975 s and 0.96 s.
+# Length of a patch and hop to the next one: 0.975 s and 0.96 s.
 PATCH_SAMPLES = (PATCH_FRAMES - 1) * _HOP + _WINDOW
 PATCH_HOP = PATCH_FRAMES * _HOP
 
@@ -35,7 +35,7 @@ _LOUDEST = 16.0  # float files may exceed 1 a little; integers that were not sca
 
 
 def read_waveform(path: str | Path) -> tuple[np.ndarray, int]:
-  """Reads a sound file (WAV, FLAC, OGG, MP3 and what else libsndfile knows).
+  """Reads a sound file (WAV, FLAC, OGG, MP3 and other formats of libsndfile).
 
   Args:
     path: of the file.
@@ -98,7 +98,7 @@ def to_mono(waveform: np.ndarray) -> np.ndarray:
 
 
 def resample(waveform: np.ndarray, sample_rate: float) -> np.ndarray:
-  """Brings mono sound to 16 kHz.
+  """Resamples mono sound to 16 kHz.
 
   Args:
     waveform: float64 (samples,).
@@ -130,14 +130,14 @@ def log_mel_spectrogram(waveform: np.ndarray, sample_rate: float = SAMPLE_RATE) 
 
 
 def log_mel(waveform: np.ndarray, sample_rate: float = SAMPLE_RATE) -> np.ndarray:
-  """What VGGish hears: log-mel patches of 0.96 s that follow one another without overlap.
+  """The input of VGGish: consecutive log-mel patches of 0.96 s without overlap.
 
   Args:
     waveform: (samples,) or (samples, channels), see `to_mono`.
     sample_rate: in Hz; other rates than 16 kHz are resampled.
 
   Returns:
-    float32 (n, 96, 64); what is left at the end is dropped (5 s give 5 patches, 4.7 s give 4, less
+    float32 (n, 96, 64); the remainder at the end is dropped (5 s give 5 patches, 4.7 s give 4, less
     than 0.975 s none: see `fit_patches`).
 
   Raises:
@@ -151,7 +151,7 @@ def fit_patches(patches: np.ndarray, count: int, mode: str = "repeat") -> np.nda
 
   Args:
     patches: float32 (n, 96, 64).
-    count: how many there must be; more are cut off.
+    count: required number; excess patches are dropped.
     mode: what follows the last patch: "repeat": the same again (S4 and MS3), or silence where there
       is none at all; "zeros": zeros (AVSS).
 

@@ -66,7 +66,7 @@ class Clip:
     """Reads the clip from its beginning; only a few seconds of it are in memory.
 
     Args:
-      notes: what is odd about the clip is added here, a line each: that it ends early, above all.
+      notes: irregularities of the clip are added here, a line each, for example an early end.
 
     Raises:
       UserError: if nothing of it can be read.

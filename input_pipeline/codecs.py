@@ -2,10 +2,10 @@
 
 The rules for every reader:
 
-* Photographs become uint8 RGB, turned upright as their EXIF orientation says. Transparent pixels
+* Photographs become uint8 RGB, turned upright by their EXIF orientation. Transparent pixels
   are laid over white (`BACKGROUND`). 16-bit values are divided by 256.
 * Labels keep the stored values of 1, 2, 4, 8 or 16 bits; palettes and EXIF data are not applied.
-* What has more than 179 megapixels, lacks its end, or holds several pages is refused in one line.
+* Files with more than 179 megapixels, a missing end, or several pages are refused in one line.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PICTURE_SUFFIXES = (
   *(".ppm", ".pgm", ".jp2"),
   *_PLUGIN_SUFFIXES,
 )
-# What transparent pixels of a picture are laid over, RGB.
+# Background of transparent pixels, RGB.
 BACKGROUND = (255, 255, 255)
 # Pillow's own limit, above which it refuses.
 MAX_PIXELS = 178_956_970
@@ -100,7 +100,7 @@ def list_files(folder: Path, *, recursive: bool = False) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-  """Decodes a photograph to uint8 RGB (H, W, 3), turned upright as its EXIF orientation says.
+  """Decodes a photograph to uint8 RGB (H, W, 3), turned upright by its EXIF orientation.
 
   Raises:
     UserError: if the file is missing, cannot be decoded or is too large.
@@ -137,7 +137,7 @@ def decode_image(content: bytes, name: object) -> np.ndarray:
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[tuple[bytes, np.ndarray]]]:
-  """Collects what this thread decodes: the contents of photographs' files, and the pictures."""
+  """Collects what this thread decodes: the contents of the files, and the pictures."""
   log: list[tuple[bytes, np.ndarray]] = []
   token = _LOG.set(log)
   try:
@@ -238,7 +238,7 @@ def read_ids(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-  """Rows and columns of what `read_image` returns, from the file's header alone."""
+  """Rows and columns of the result of `read_image`, from the file's header only."""
   _require(path)
   return decode_size(path, path)
 
@@ -291,7 +291,7 @@ def _header(source: Path | IO[bytes], path: object) -> tuple[tuple[int, int], in
 
 
 def _check_header(content: bytes, name: object) -> tuple[int, bool]:
-  """Orientation and transparency, as far as Pillow knows the format; refuses large pictures."""
+  """Orientation and transparency, as far as Pillow supports the format; refuses large pictures."""
   try:
     with Image.open(io.BytesIO(content)) as image:
       _require_size(image.size, name)
@@ -307,7 +307,7 @@ def _check_header(content: bytes, name: object) -> tuple[int, bool]:
 
 
 def _decode_with_pillow(content: bytes, name: object, turn: int) -> np.ndarray:
-  """What OpenCV does not read, and pictures with transparent pixels: uint8 (H, W, 3)."""
+  """Formats that OpenCV does not read, and pictures with transparent pixels: uint8 (H, W, 3)."""
   with _opened(io.BytesIO(content), name, "a photograph (JPEG, PNG, TIFF, ...)") as image:
     if _is_transparent(image):
       layer = image.convert("RGBA")
@@ -431,7 +431,7 @@ def _first_scan(content: bytes) -> int:
 
 @contextlib.contextmanager
 def _opened(source: Path | IO[bytes], path: object, expected: str) -> Iterator[Image.Image]:
-  """Opens a picture with Pillow; whatever goes wrong with it is one line."""
+  """Opens a picture with Pillow; errors become one line."""
   try:
     with _plugins(path), Image.open(source) as image:
       _require_size(image.size, path)
@@ -465,7 +465,7 @@ def _plugins(path: object) -> Iterator[None]:
 
 
 def _reason(error: BaseException, source: Path | IO[bytes] | None = None) -> str:
-  """What went wrong, without the path or object that Pillow names."""
+  """The error's reason, without the path or object that Pillow names."""
   if isinstance(error, UnidentifiedImageError):
     head = b""
     with contextlib.suppress(OSError, ValueError):

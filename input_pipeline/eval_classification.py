@@ -14,7 +14,7 @@ from effseg_jax.input_pipeline.transforms_classification import resize_and_crop
 
 
 class ClassificationEvalBatches(EvalBatches):
-  """The short side resized, the centre cut out; one size for all, so no image is opened to plan.
+  """Resizes the short side and crops the centre; one size for all, so planning opens no image.
 
   A batch holds `image` uint8 (B, crop, crop, 3), `label` int32 (B,), `valid_size` int32 (B, 2),
   `index` int32 (B,) and `weight` float32 (B,).

@@ -69,7 +69,7 @@ class Mix:
 
 
 def bind(transforms: Sequence[Transform], source: Any) -> tuple[Transform, ...]:
-  """Tells each `Mix` among the transforms where its second examples come from.
+  """Gives each `Mix` among the transforms the source of its second examples.
 
   Args:
     transforms: of a training pipeline, in their order.

@@ -20,7 +20,7 @@ class Mixture:
 
   Attributes:
     parts: the data sets.
-    weights: how often each is drawn from, relative to the others.
+    weights: relative sampling frequency of each.
   """
 
   def __init__(self, parts: Sequence[Any], weights: Sequence[float]):

@@ -1,7 +1,7 @@
 """Packed data sets: any open split becomes records, and the records give the same examples.
 
 Three kinds: `images` (an image and a label, of any task), `segments` (an image and everything that
-is annotated in it) and `clips` (frames and their sound, as the log-mel patches that models hear).
+is annotated in it) and `clips` (frames and their sound, as the log-mel patches of the models).
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class PackedClips:
     return {**record, "frames": frames}
 
   def group(self, index: int) -> str:
-    """What the results of a clip are also listed by, or ""."""
+    """The group by which results of a clip are also listed, or ""."""
     return str(self._records.index["group"][index])
 
   def prediction_path(self, index: int, frame: int) -> Path:
@@ -241,7 +241,7 @@ def _encode_segments(
     image = dataset.image(index)
   truth = dataset.ground_truth(index)
   if image.shape[:2] != truth.size:
-    dataset[index]  # says what is wrong with it
+    dataset[index]  # reports its defect
   fields = {field.name: getattr(truth, field.name) for field in dataclasses.fields(truth)}
   if isinstance(truth.segments, MaskRuns):
     fields["segments"] = {"runs": list(truth.segments.counts), "of": list(truth.segments.size)}

@@ -24,7 +24,7 @@ def train_transforms(task: str, **options: Any) -> list[Transform]:
 
 
 def as_task_reads(task: str, dataset: Any) -> Any:
-  """An open split with the examples that a task reads: class maps become segments, say."""
+  """An open split with the examples that a task reads: for example class maps as segments."""
   if task == "universal":
     from effseg_jax.input_pipeline.datasets.panoptic import as_universal
 
@@ -40,7 +40,7 @@ def eval_batches(
   Args:
     task: as above.
     dataset: an open split.
-    options: the settings of the evaluation; each task reads those it knows.
+    options: the settings of the evaluation; each task reads its own.
     **loading: `batch_size` (over all processes), `process_index`, `process_count`, `num_threads`
       and `on_error`, see `EvalBatches`.
 

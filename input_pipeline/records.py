@@ -2,7 +2,7 @@
 
   manifest.json                       what was packed: classes, options, counts, checksums
   <split>/00000-of-00012.array_record records, one group each, so that any can be read alone
-  <split>/index.npz                   what is asked of every example without reading it
+  <split>/index.npz                   data of every example that is needed without reading it
   <split>/...                         other files of the split, copied as they are
 
 A record is a msgpack map. A picture is the file it came from, byte for byte (a PNG where it was
@@ -31,7 +31,7 @@ FORMAT = "effseg_jax records 1"
 MANIFEST = "manifest.json"
 
 Record = dict[str, Any]
-# Number of an example -> its record, and what the index knows of it.
+# Number of an example -> its record, and its entries of the index.
 Encode = Callable[[int], tuple[Record, Mapping[str, Any]]]
 
 
@@ -75,7 +75,7 @@ class Records:
     except (ValueError, RuntimeError, IndexError, zlib.error, msgpack.UnpackException) as error:
       raise UserError(
         f"record {index} in {self._folder} is damaged ({str(error).splitlines()[0]});"
-        " effseg prepare --verify tells which shards are."
+        " effseg prepare --verify lists the damaged shards."
       ) from None
 
 
@@ -101,7 +101,7 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
 
 
 def split_entry(manifest: Mapping[str, Any], split: str, root: str | Path) -> dict[str, Any]:
-  """What the manifest says of a split.
+  """The manifest's entry of a split.
 
   Raises:
     UserError: if it was not packed.
@@ -265,7 +265,7 @@ def _fingerprint(facts: Mapping[str, Any]) -> str:
 
 
 def _finished(path: Path, span: range, origin: str, on_error: str) -> dict[str, Any] | None:
-  """What an earlier call has written of a shard, if it finished it.
+  """The entry of a shard that an earlier call finished, if any.
 
   Raises:
     UserError: if it packed other data, with other options, or into another number of shards.

@@ -1,4 +1,4 @@
-"""What the training transforms of several tasks share.
+"""Training transforms that several tasks share.
 
 A transform takes an example (see docs/architecture.md) and a random generator, and returns a new
 example. The colour rules are those of MMSegmentation 0.21, which the official AFFormer recipe uses.

@@ -1,4 +1,4 @@
-"""Augmentations of clips: what is done to one frame is done to all, and the sound has its own.
+"""Augmentations of clips: all frames are changed alike, and the sound has its own.
 
 Each takes an example of `datasets.clips` and a generator, and leaves the one it was given alone.
 """
@@ -61,7 +61,7 @@ class DrawFrames:
 
 @dataclasses.dataclass(frozen=True)
 class FitFrames:
-  """Brings frames and masks to one size.
+  """Resizes frames and masks to one size.
 
   Attributes:
     size: rows and columns of the result.
@@ -104,7 +104,7 @@ class FitFrames:
     }
 
   def _window(self, pictures: np.ndarray, place: tuple[float, float], fill: object) -> np.ndarray:
-    """Cuts (or pads) rows and columns of (T, H, W, ...) at a relative place."""
+    """Crops (or pads) rows and columns of (T, H, W, ...) at a relative place."""
     result = np.empty((len(pictures), *self.size, *pictures.shape[3:]), pictures.dtype)
     result[...] = fill
     source, target = [slice(None)], [slice(None)]
@@ -188,7 +188,7 @@ class MuteStripes:
 class ShiftPitch:
   """Moves the sound of a clip by whole mel bands, as if its source were smaller or larger.
 
-  Without it a model knows the recordings of its training by their exact pitch.
+  Without it a model recognises the recordings of its training by their exact pitch.
 
   Attributes:
     bands: the shift is drawn from plus or minus this many, of 64; the outermost band fills the gap.

@@ -160,7 +160,7 @@ def classification_transforms(
 
 
 def resize_and_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
-  """Resizes the short side and cuts the centre out: the usual view for evaluation.
+  """Resizes the short side and crops the centre: the usual view for evaluation.
 
   Args:
     image: uint8 (H, W, 3).
@@ -211,7 +211,7 @@ def _solarize_add(picture: Image.Image, strength: float, sign: float) -> Image.I
 
 
 def _affine(matrix: Sequence[Sequence[float]], picture: Image.Image) -> Image.Image:
-  """Maps pixels by x' = m00 x + m01 y + m02 around the centre; what comes in is grey."""
+  """Maps pixels by x' = m00 x + m01 y + m02 around the centre; new pixels are grey."""
   matrix = np.array(matrix, np.float64)
   centre = np.array([(picture.width - 1) / 2, (picture.height - 1) / 2])
   matrix[:, 2] += centre - matrix[:, :2] @ centre

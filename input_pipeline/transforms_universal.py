@@ -4,7 +4,7 @@ A segment map holds the number of the segment at each pixel, so an example of 10
 byte a pixel where binary masks cost a hundred: at 1024x1024 and one layer, 3 MiB of image, 1 MiB
 of segments and 4 bytes a label. Pillow resizes, as in the recipe: unlike OpenCV's, its bilinear
 filter averages when it shrinks. The padding of 128 is part of the picture (it is normalised, and
-points are sampled there), so `valid_size` is the whole array unless `PadTo` is told otherwise.
+points are sampled there), so `valid_size` is the whole array unless `PadTo` sets it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class ResizeShortestEdge:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-  """Cuts a random window out; a side that is shorter than the window stays as it is.
+  """Crops a random window; a side that is shorter than the window is unchanged.
 
   Attributes:
     size: rows and columns of the window.
@@ -151,7 +151,7 @@ class Crop:
   one_draw: bool = False
 
   def __call__(self, example: Example, rng: Rng) -> Example:
-    """Cuts image and segments."""
+    """Crops image and segments."""
     room = [
       max(length - side, 0)
       for length, side in zip(example["image"].shape[:2], self.size, strict=True)
@@ -182,7 +182,7 @@ class PadTo:
   value: int = _PAD_VALUE
 
   def __call__(self, example: Example, rng: Rng) -> Example:
-    """Pads what is smaller."""
+    """Pads smaller examples."""
     del rng
     rows, cols = example["image"].shape[:2]
     if not self.as_picture:
@@ -224,7 +224,8 @@ class PackSegments:
 
     Returns:
       `image` uint8 (H, W, 3); `valid_size` int32 (2,); `segments` uint8 (L, H, W), 255 for none;
-      `labels` int32 (N,), -1 for padding; `dropped_segments` int32 (), how many found no room.
+      `labels` int32 (N,), -1 for padding; `dropped_segments` int32 (), the number of omitted
+      segments.
     """
     del rng
     labels, segments = example["labels"], example["segments"]
@@ -254,7 +255,7 @@ class PackSegments:
     """Draws masks that are run lengths at the size that they have become, as L layers.
 
     Returns:
-      uint8 (L, H, W), the labels of the masks in it, and how many found no room.
+      uint8 (L, H, W), the labels of the masks in it, and the number of omitted segments.
     """
     packed = [np.packbits(mask) for mask in runs.masks()]
     count = runs.extent[0] * runs.extent[1]
@@ -274,7 +275,7 @@ class PackSegments:
   def _fit_layers(
     self, segments: np.ndarray, areas: np.ndarray, kept: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Brings a segment map to L layers; returns it, and which segments found room.
+    """Fits a segment map into L layers; returns it, and which segments were kept.
 
     Args:
       segments: uint8 (any, H, W).

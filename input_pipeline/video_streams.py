@@ -1,4 +1,4 @@
-"""The picture and the sound of a video file, put on one clock and cut into seconds."""
+"""The pictures and the sound of a video file on one clock, in seconds."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class _Waiting:
 
   @property
   def end(self) -> float:
-    """Where what was decoded ends, in seconds; 0 if nothing was."""
+    """The end of the decoded part in seconds; 0 if there is none."""
     sound = self._heard / self._clip.sample_rate if self._clip.sample_rate else 0.0
     return max(sound, 0.0 if self._last is None else self._last + self._step)
 

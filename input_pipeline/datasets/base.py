@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the pipeline."""
+"""The interface of data sets to the rest of the pipeline."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def check_labels(label: np.ndarray, num_classes: int, path: Path) -> None:
 
 
 def require_tree(root: str | Path | None, name: str, probe: str, tree: str) -> Path:
-  """Returns the root folder of a data set, or explains what it should look like.
+  """Returns the root folder of a data set, or explains the expected layout.
 
   Args:
     root: as the user gave it.

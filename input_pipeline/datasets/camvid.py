@@ -76,7 +76,9 @@ def open_split(
   base.require_split(split, (*_SPLITS, "rest"), "camvid")
   wanted = [name.strip() for name in sequences.split(",") if name.strip()]
   if split == "rest" and not wanted:
-    raise UserError("camvid: the split rest needs data.options.sequences, 0001TP,0006R0 say.")
+    raise UserError(
+      "camvid: the split rest needs data.options.sequences, for example 0001TP,0006R0."
+    )
   pairs: list[tuple[Path, Path]] = []
   for part in _SPLITS.get(split, ("train",)):
     folder = base.require_tree(root, "camvid", f"{part}.txt", TREE)

@@ -43,7 +43,7 @@ _SUFFIX = {"ids": "_gtFine_labelIds.png", "train_ids": "_gtFine_labelTrainIds.pn
 
 
 def ids_to_classes(label: np.ndarray) -> np.ndarray:
-  """The 34 official ids: 19 are classes, the others are not evaluated."""
+  """The 34 official ids: 19 are classes, the rest is not evaluated."""
   return files.by_table(label, _ID_TABLE)
 
 

@@ -1,4 +1,4 @@
-"""What the audio-visual data sets of files share: a clip is frames, masks and a sound file."""
+"""Common parts of audio-visual data sets of files: a clip is frames, masks and a sound file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Clip:
 
   Attributes:
     name: of the clip.
-    group: what results are also listed by (a category, a source), or "".
+    group: by which results are also listed (a category, a source), or "".
     folder: of its predictions in the official format.
     frames: pictures in their order; only the last ones may be missing.
     masks: per frame; None where the frame is not supervised.
@@ -52,7 +52,7 @@ class ClipFiles:
     clips: in the order of the metadata.
     num_frames: T, of every example.
     read_mask: path -> class ids uint8 (H, W).
-    padding: what a clip that is shorter than T is continued with: "repeat", its last frame and its
+    padding: continuation of a clip that is shorter than T: "repeat", its last frame and its
       last patch of sound, unsupervised; or "zeros".
     prediction_size: (rows, cols) of the official prediction pictures; None: as evaluated.
     embeddings: a folder of effseg embed_audio, read in the place of the sounds; or None.
@@ -139,7 +139,7 @@ class ClipFiles:
     return found
 
   def group(self, index: int) -> str:
-    """What the results of a clip are also listed by, or ""."""
+    """The group by which results of a clip are also listed, or ""."""
     return self.clips[index].group
 
   def prediction_path(self, index: int, frame: int) -> Path:
@@ -159,7 +159,7 @@ def require_sounds(found: tuple[Clip, ...], name: str) -> None:
 
 
 def read_binary_mask(path: Path) -> np.ndarray:
-  """Reads a mask: whatever is not black sounds.
+  """Reads a mask: every pixel that is not black is foreground.
 
   Official masks come as 1-bit, grey and palette pictures whose white is 1 or 255.
 

@@ -35,7 +35,7 @@ _MOST_PIXELS = 1 << 26
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InstanceFiles(panoptic.UniversalDataset):
-  """Photographs, and polygons that stay in their json until they are asked for.
+  """Photographs, and polygons that stay in their json until they are needed.
 
   Attributes:
     split: of the data set.
@@ -70,7 +70,7 @@ class InstanceFiles(panoptic.UniversalDataset):
     return codecs.read_image(self.image_folder / self._file_name(index))
 
   def image_size(self, index: int) -> tuple[int, int]:
-    """As the json tells it; from the file's header where it does not."""
+    """From the json, else from the file's header."""
     rows, cols = (int(side) for side in self.records.sizes[self.images[index]])
     if not rows:
       return codecs.image_size(self.image_folder / self._file_name(index))

@@ -230,7 +230,7 @@ class InstanceRecords(NamedTuple):
 
 
 def read_instances(path: Path) -> InstanceRecords:
-  """Reads what an instances json lists, and where its annotations are; not the polygons.
+  """Reads the records of an instances json and the places of its annotations; not the polygons.
 
   The polygons of 118,000 images would take gigabytes. `read_annotations` reads those of one image.
   Annotations without a mask are left out, with a warning; see `AnnotationRules`.
@@ -387,11 +387,11 @@ class AnnotationRules:
       return coco_values.runs(annotation["segmentation"], size)
     except UserError:
       raise
-    except Exception as error:  # a C extension raises whatever it meets
+    except Exception as error:  # a C extension may raise anything
       raise self._unreadable(annotation, str(error)) from None
 
   def finish(self, kept: int, crowds: int) -> None:
-    """Warns of what was left out.
+    """Warns of omitted records.
 
     Raises:
       UserError: if nothing is left.
@@ -600,7 +600,7 @@ def text(value: Any) -> Any:
 
 
 def find_files(folder: Path, names: np.ndarray, path: Path) -> np.ndarray:
-  """Finds what a json lists, by listing each folder once.
+  """Finds the files of a json by listing each folder once.
 
   `file_name` is below the folder of the split. Exporters write backslashes, the folder itself
   ("val/a.jpg"), a path on the tool's server or an address ("/data/local-files/?d=a.jpg"): where a
@@ -655,7 +655,7 @@ def find_files(folder: Path, names: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _other_names(name: str) -> Iterator[str]:
-  """What else a file_name may mean, the most literal first."""
+  """Other interpretations of a file_name, the most literal first."""
   plain = name.replace("\\", "/")
   if "?d=" in plain:
     plain = plain.split("?d=", 1)[1]

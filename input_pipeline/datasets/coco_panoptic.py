@@ -15,7 +15,7 @@ from effseg_jax.input_pipeline.datasets import base, coco_json, files, panoptic
 TREE = """  annotations/panoptic_{train2017,val2017}.json
   annotations/panoptic_{train2017,val2017}/*.png    or panoptic_{train2017,val2017}/*.png
   {train2017,val2017}/*.jpg
-  annotations/instances_val2017.json                if there: what AP is measured against
+  annotations/instances_val2017.json                optional: ground truth of AP
 (train2017.zip, val2017.zip, panoptic_annotations_trainval2017.zip with its inner zips, unpacked)"""
 
 _THINGS = """

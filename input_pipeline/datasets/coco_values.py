@@ -1,7 +1,7 @@
-"""The values in COCO's json files as tools write them, brought to one form or refused.
+"""Values in COCO's json files as tools write them, converted to one form or refused.
 
 Numbers may be strings or floats without a fraction, flags may be booleans or strings, ids may be
-strings. What cannot be understood is None here, and one line where the file is opened.
+strings. Values that cannot be understood are None here, and one line where the file is opened.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def as_id(value: Any, numeric: bool) -> int | str:
 
 
 def mask_problem(segmentation: Any) -> str | None:
-  """What is wrong with the segmentation of an annotation.
+  """The defect of an annotation's segmentation.
 
   Args:
     segmentation: polygons or run lengths, as the json has them.

@@ -1,4 +1,4 @@
-"""What the data sets of files share: listing, pairing, label tables and palettes."""
+"""Common parts of data sets of files: listing, pairing, label tables and palettes."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def by_table(label: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def distinct_palette(num_classes: int) -> np.ndarray:
-  """Colours that neighbours in the list do not share: uint8 (num_classes, 3), always the same."""
+  """Colours that differ between adjacent list entries: uint8 (num_classes, 3), always the same."""
   colours = []
   for index in range(num_classes):
     hue = (index * 0.618034) % 1  # the golden ratio spreads any number of hues

@@ -1,4 +1,4 @@
-"""Segments with classes: what panoptic, instance and semantic data are to a universal model."""
+"""Segments with classes: panoptic, instance and semantic data for universal models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ClassTable:
 
   Attributes:
     names: K names.
-    things: bool (K,); what can be counted. The other classes are stuff.
+    things: bool (K,); countable objects. The other classes are stuff.
     ids: int64 (K,), the data set's own category ids, for files in its formats.
     palette: uint8 (K, 3), RGB.
   """
@@ -262,12 +262,12 @@ class PanopticFiles(UniversalDataset):
     image_names: bytes (N,), below `image_folder`.
     png_names: bytes (N,), below `png_folder`.
     image_ids: int64 or bytes (N,).
-    sizes: int32 (N, 2), rows and columns; 0 where the json does not say.
+    sizes: int32 (N, 2), rows and columns; 0 where the json has none.
     offsets: int64 (N + 1,); image i has the segments offsets[i] to offsets[i + 1].
     segment_ids: int64 (M,), as in the PNG.
     segment_labels: int32 (M,), class ids.
     segment_crowd: bool (M,).
-    segment_areas: int64 (M,), pixels; -1 where the json does not say.
+    segment_areas: int64 (M,), pixels; -1 where the json has none.
     instances_json: see `UniversalDataset`.
     stuff_may_be_covered: whether stuff may have fewer pixels than the json says.
   """
@@ -298,7 +298,7 @@ class PanopticFiles(UniversalDataset):
     return codecs.read_image(self._image_path(index))
 
   def image_size(self, index: int) -> tuple[int, int]:
-    """From the json where it is told, otherwise from the file's header."""
+    """From the json, else from the file's header."""
     rows, cols = (int(side) for side in self.sizes[index])
     return (rows, cols) if rows else codecs.image_size(self._image_path(index))
 

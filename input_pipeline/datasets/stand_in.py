@@ -1,4 +1,4 @@
-"""A data set's classes without its files, for what asks for nothing but shapes.
+"""A data set's classes without its files, for uses that need only shapes.
 
 Compiling ahead of time needs the number of classes and one example to put through the transforms;
 its content does not matter. So the example is one of the embedded data set of the same task.
@@ -67,7 +67,7 @@ class StandIn:
 
 
 def stand_in(name: str, task: str, options: Mapping[str, Any]) -> StandIn:
-  """Stands for a data set that may not be here.
+  """Replaces a data set that may not be available.
 
   Args:
     name: one of `DATASETS`.

@@ -1,7 +1,7 @@
 """Procedural scenes: a data set that needs no download, each example a function of its number.
 
 Balls, rings, boxes, banners and stars lie on a meadow or on paving under a sky. Shape and texture
-tell the classes apart: a ring is a ball with a hole, a banner is a box with stripes. Colour is a
+distinguish the classes: a ring is a ball with a hole, a banner is a box with stripes. Colour is a
 hint that a model finds first, and that misleads: six objects in ten have the hue of their kind,
 the others any, and meadow and paving share many. Objects hide each other, throw shadows, and have
 a thin border of void; light falls off over the picture.
@@ -42,7 +42,7 @@ _SKY, _MEADOW, _PAVING = 0, 1, 2
 # Usual hue of each kind of object, in turns of the colour circle.
 _HUES = {"ball": 0.0, "ring": 0.13, "box": 0.58, "banner": 0.83, "star": 0.45}
 _OBJECTS = tuple(_HUES)
-# Share of the objects that have their kind's hue; the others have any.
+# Share of the objects with the hue of their kind; the rest have any.
 _USUAL = 0.6
 _LENGTHS = {"train": 2048, "val": 96}
 _SPLITS = tuple(_LENGTHS)

@@ -51,7 +51,7 @@ class SyntheticClips:
     split: `train`, `val` or `test`; no clip is in two of them.
     size: rows and columns of the frames.
     num_frames: T; one frame a second, as in AVSBench.
-    semantic: whether masks tell the kinds apart (1 to 4) or only what sounds (1).
+    semantic: whether masks distinguish the kinds (1 to 4) or only foreground (1).
     seed: another seed, other clips.
   """
 
@@ -66,7 +66,7 @@ class SyntheticClips:
 
   @property
   def classes(self) -> tuple[str, ...]:
-    """Background and kinds, or a single class of what sounds."""
+    """Background and kinds, or a single foreground class."""
     return ("background", *KINDS) if self.semantic else clips.SOUNDING
 
   @property
@@ -96,7 +96,7 @@ class SyntheticClips:
     }
 
   def clip(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is seen, heard and to be found.
+    """Frames, sound and masks of a clip.
 
     Returns:
       frames uint8 (T, H, W, 3), waveform float32 (T * 16000,) and masks uint8 (T, H, W).
@@ -105,7 +105,7 @@ class SyntheticClips:
     return frames, self.waveform(index), masks
 
   def waveform(self, index: int) -> np.ndarray:
-    """What is heard: float32 (T * 16000,)."""
+    """The sound: float32 (T * 16000,)."""
     return _soundtrack(self._rng(index, 2), self._plan(index))
 
   def group(self, index: int) -> str:
@@ -153,7 +153,7 @@ def open_split(
     split: of the data set.
     size: rows and columns, 32 at least.
     num_frames: of a clip.
-    semantic: whether masks tell the kinds apart.
+    semantic: whether masks distinguish the kinds.
     seed: of all clips.
   """
   del root

@@ -19,7 +19,8 @@ _NUM_STUFF = 3
 CLASS_TABLE = panoptic.ClassTable(
   CLASSES, np.arange(len(CLASSES)) >= _NUM_STUFF, np.arange(len(CLASSES)), PALETTE
 )
-# What shows less than this share of the picture is void: a few pixels of an object behind others.
+# An object that covers less than this share of the picture is void: a few pixels of an object
+# behind others.
 _MIN_SHARE = 1 / 1024
 
 

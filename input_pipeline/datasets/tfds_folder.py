@@ -1,7 +1,7 @@
 """Semantic segmentation prepared by TensorFlow Datasets, read without TensorFlow.
 
 The data set must have been prepared as ArrayRecord: `tfds build oxford_iiit_pet
---file_format=array_record`, on any machine. What is read is the folder that this leaves.
+--file_format=array_record`, on any machine. The resulting folder is read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TfdsFolder:
       split: of it.
       features: names of the image and of the class map.
       classes: names.
-      first: stored value of class 0; what is below has no class.
+      first: stored value of class 0; lower values have no class.
     """
     self.name, self.split, self.classes = _builder(folder).name, split, classes
     self.palette = files.distinct_palette(len(classes))
@@ -139,7 +139,7 @@ def open_split(
 
 @functools.lru_cache(8)
 def _builder(folder: Path) -> Any:
-  """Reads what the folder says of itself; no code of the data set is needed."""
+  """Reads the folder's own description; no code of the data set is needed."""
   with extra("train"):
     import tensorflow_datasets
 
