@@ -103,7 +103,9 @@ def export_model(
       _write_stablehlo(exportable, draft, platforms)
     else:
       onnx_path = draft.with_suffix(".onnx")
-      nodes = _write_onnx(exportable, onnx_path, opset, precision, calibration)
+      # OpenVINO halves the weights itself when it saves them.
+      inside = "float32" if (format, precision) == ("openvino", "float16") else precision
+      nodes = _write_onnx(exportable, onnx_path, opset, inside, calibration)
       if format == "openvino":
         _write_openvino(exportable, onnx_path, draft, precision)
         for left in Path(name).glob("*.onnx*"):
