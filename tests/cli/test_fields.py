@@ -38,7 +38,7 @@ def test_a_choice_brings_its_own_fields_and_no_others(name, fields):
     },
     "schedule": {"warmup_steps": 30, "warmup_ratio": 1e-6},
   }[section]
-  config = parsed("--config=afformer/synthetic", f"--config.{name}")
+  config = parsed("--config=afformer/synthetic:tiny", f"--config.{name}")
   assert config[section].to_dict() == {**common, **fields}
 
 
