@@ -1,8 +1,10 @@
 """AFFormer on the embedded synthetic scenes: no data to fetch.
 
-Without a variant, a small AFFormer (0.6 M parameters) and a recipe for the first minutes; `tiny`
-trains the published model on small images; `tiny,long` on scenes at twice their size, for half an
-hour. Measured here: docs/results.md.
+Without a variant, an AFFormer of half the blocks and channels, and a recipe for the first minutes;
+`tiny` trains the published model on small images, and `tiny,long` on scenes at twice their size.
+
+Measured here, one seed each: 58.2 val mIoU in 450 steps, 175 CPU seconds besides compiling; `tiny`
+36.8 in 107 s on two cores; `tiny,long` 86.1 after 1,500 steps (docs/results.md).
 
   effseg train --config=afformer/synthetic --workdir=runs/synthetic
   effseg train --config=afformer/synthetic:tiny,long --workdir=runs/scenes

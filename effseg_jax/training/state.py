@@ -87,13 +87,7 @@ def init_state(
   # It runs once, and optimising a hundred random draws would take longer than all of training's
   # first minute: on the CPU compilation falls from 26 to 9 seconds.
   options = {"xla_backend_optimization_level": 0} if backend.platform() == "cpu" else None
-  if mesh.size > 1:
-    return jax.jit(init, out_shardings=shardings, compiler_options=options)()
-  # Every array that a program returns is compiled by itself, and moments and averages are three
-  # quarters of them: without a mesh only what is random becomes part of the program.
-  draw = functools.partial(_draw, model, inputs, seed)
-  drawn = jax.jit(draw, compiler_options=options)()
-  return jax.device_put(_complete(*drawn, optimizer, keep_average), shardings)
+  return jax.jit(init, out_shardings=shardings, compiler_options=options)()
 
 
 def abstract_state(
@@ -144,22 +138,9 @@ def _initial(
   seed: int,
   keep_average: bool,
 ) -> TrainState:
-  return _complete(*_draw(model, inputs, seed), optimizer, keep_average)
-
-
-def _draw(
-  model: nn.Module, inputs: Sequence[jax.ShapeDtypeStruct], seed: int
-) -> tuple[Variables, jax.Array]:
-  """What is random in a new state: the variables, and the key data of training."""
   init_rng, train_rng = jax.random.split(jax.random.key(seed))
   inits = [jnp.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
-  return dict(model.init(init_rng, *inits, train=False)), jax.random.key_data(train_rng)
-
-
-def _complete(
-  variables: Variables, rng: jax.Array, optimizer: optax.GradientTransformation, keep_average: bool
-) -> TrainState:
-  """The state of step 0 with these variables."""
+  variables = model.init(init_rng, *inits, train=False)
   model_state = {key: value for key, value in variables.items() if key != "params"}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -167,7 +148,7 @@ def _complete(
     model_state=model_state,
     opt_state=optimizer.init(variables["params"]),
     average=jax.tree.map(jnp.copy, dict(variables)) if keep_average else {},
-    rng=rng,
+    rng=jax.random.key_data(train_rng),
     skipped=jnp.zeros((), jnp.int32),
   )
 
