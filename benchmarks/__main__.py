@@ -6,6 +6,7 @@ r"""Times our models against their PyTorch originals, and the parts that determi
     --size=800x1088 --num_classes=133                         # against Hugging Face's Mask2Former
   python -m benchmarks --model=avesformer_lite --against=avesformer_r50 --size=224x224 \
     --num_classes=1                                           # a frame with its second of sound
+  python -m benchmarks --model=segformer_b0              # beside transformers' SegFormer
   python -m benchmarks --train                           # training step, tiny, 4x256x256
   python -m benchmarks --filters                         # Fourier transforms or shifts?
   python -m benchmarks --ops                             # single operations
@@ -39,14 +40,22 @@ PEERS = {
   "segformer_b0": ("SegFormer-B0 (transformers)", ("torch", "transformers")),
   "mask2former": ("Mask2Former (transformers)", ("torch", "transformers")),
 }
+# The original itself, as it is or as PyTorch can run it faster.
+_OF_PYTORCH = ("torch", "torch_channels_last", "torch_compile")
 # Beginning of a model's name -> the peers that do something comparable.
 _PEERS_OF = {
-  "afformer": ("torch", "torch_channels_last", "torch_compile", "segformer_b0"),
+  "afformer": (*_OF_PYTORCH, "segformer_b0"),
+  "segformer": _OF_PYTORCH,
+  "efficientvit": _OF_PYTORCH,
   "mask2former": ("mask2former",),
   "proscale": ("mask2former",),
   "eco_m2f": ("mask2former",),
   "avesformer": (),
 }
+# Families whose original is transformers' own.
+_IN_TRANSFORMERS = ("segformer",)
+# Families with a training step that is timed.
+_TRAINED = ("afformer", "segformer", "efficientvit")
 DTYPES = ("float32", "bfloat16")
 MODES = ("train", "filters", "ops", "data")
 
@@ -89,6 +98,8 @@ def specs(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], list[str
   missing = []
   for peer in _peers(args):
     title, packages = PEERS[peer]
+    if args.model.startswith(_IN_TRANSFORMERS):
+      packages = (*packages, "transformers")
     absent = [package for package in packages if importlib.util.find_spec(package) is None]
     if absent:
       missing.append(f"left out: {title}: {' and '.join(absent)} not installed")
@@ -105,8 +116,9 @@ def _peers(args: argparse.Namespace) -> list[str]:
     UserError: if a peer is unknown, or one for models of another kind.
   """
   family = next((name for name in _PEERS_OF if args.model.startswith(name)), None)
-  if family is None or (args.train and family != "afformer"):
-    kinds = "afformer_*" if args.train else ", ".join(f"{name}_*" for name in _PEERS_OF)
+  timed = _TRAINED if args.train else tuple(_PEERS_OF)
+  if family not in timed:
+    kinds = ", ".join(f"{name}_*" for name in timed)
     raise UserError(f"--model={args.model} is not timed here; expected one of {kinds}.")
   known = _PEERS_OF[family]
   if args.peers == "auto":

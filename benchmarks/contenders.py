@@ -252,22 +252,36 @@ def _peer(spec: Spec) -> Contender:
 def _peer_model(spec: Spec) -> Any:
   """A torch module from images to logits, random weights."""
   if spec.contender == "segformer_b0":
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-    config = SegformerConfig(
-      depths=[2, 2, 2, 2],
-      hidden_sizes=[32, 64, 160, 256],
-      num_attention_heads=[1, 2, 5, 8],
-      sr_ratios=[8, 4, 2, 1],
-      decoder_hidden_size=256,
-      num_labels=spec.num_classes,
-    )
-    return SegformerForSemanticSegmentation(config)
+    return _segformer("segformer_b0", spec.num_classes)
   if spec.contender == "mask2former":
     return _mask2former(spec)
+  if spec.model.startswith("segformer"):
+    return _segformer(spec.model, spec.num_classes)
+  if spec.model.startswith("efficientvit"):
+    from benchmarks.peers import efficientvit_torch
+
+    return efficientvit_torch.EfficientViTTorch(spec.model, spec.num_classes)
   from benchmarks.peers import afformer_torch
 
   return afformer_torch.AFFormerTorch(original_of(spec.model), spec.num_classes)
+
+
+def _segformer(name: str, num_classes: int) -> Any:
+  """Hugging Face's SegFormer of the same size as ours, from images to their output object."""
+  from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+  import effseg_jax
+
+  ours = effseg_jax.create_model(name)
+  config = SegformerConfig(
+    depths=list(ours.depths),
+    hidden_sizes=list(ours.widths),
+    num_attention_heads=list(ours.heads),
+    sr_ratios=list(ours.reductions),
+    decoder_hidden_size=ours.decoder_features,
+    num_labels=num_classes,
+  )
+  return SegformerForSemanticSegmentation(config)
 
 
 def _mask2former(spec: Spec) -> Any:
