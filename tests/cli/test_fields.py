@@ -6,6 +6,7 @@ import pytest
 
 from effseg_jax import cli, configs
 from effseg_jax.cli import train
+from effseg_jax.configs.defaults import CHOICES
 from effseg_jax.errors import UserError
 
 
@@ -26,20 +27,12 @@ def parsed(*words):
   ],
 )
 def test_a_choice_brings_its_own_fields_and_no_others(name, fields):
-  section, common = name.partition(".")[0], {"name": name.partition("=")[2]}
-  common |= {
-    "optimizer": {
-      "learning_rate": 2e-3,
-      "weight_decay": 0.01,
-      "clip_norm": 0.0,
-      "lr_rules": (),
-      "decay_rules": (),
-      "freeze": (),
-    },
-    "schedule": {"warmup_steps": 30, "warmup_ratio": 1e-6},
-  }[section]
-  config = parsed("--config=afformer/synthetic:tiny", f"--config.{name}")
-  assert config[section].to_dict() == {**common, **fields}
+  section, _, choice = name.partition(".name=")
+  before = configs.load("afformer/ade20k")[section].to_dict()
+  chosen = {field for own in CHOICES[section].values() for field in own}
+  common = {field: value for field, value in before.items() if field not in chosen}
+  config = parsed("--config=afformer/ade20k", f"--config.{name}")
+  assert config[section].to_dict() == {**common, "name": choice, **fields}
 
 
 def test_the_fields_of_a_choice_can_be_set():
@@ -122,3 +115,31 @@ def test_help_describes_an_experiment(capsys):
   with pytest.raises(SystemExit):
     cli.execute("train", ["--help"])
   assert "proscale/coco_panoptic" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--config.eval.best_by=miou"], "eval.best_by is 'miou'; expected one of 'mIoU'"),
+    (["--config.train.accumulate=3"], "train.accumulate is 3; expected a divisor"),
+    (["--config.train.accumulate=0"], "train.accumulate is 0; expected a whole number"),
+    (["--config.log.every=-1"], "log.every is -1; expected a whole number of 0 or more"),
+    (["--config.optimizer.name=adam"], "Did you mean 'adamw'"),
+    (["--config.schedule.name=cosin"], "Did you mean 'cosine'"),
+    (["--config.schedule.name=step", "--config.schedule.milestones=(5,3)"], "ascending"),
+    (["--config.task.normalize_by=vaild"], "Did you mean 'valid'"),
+    (["--config.task.class_weights=(1.0,2.0)"], "has 2 numbers; expected 8"),
+    (["--config.on_nonfinite=ignore"], "expected 'stop' or 'skip'"),
+    (["--config.model.dtype=float16"], "expected 'float32' or 'bfloat16'"),
+    (["--config.data.on_error=ignore"], "expected 'raise' or 'skip'"),
+  ],
+)
+def test_a_wrong_value_ends_in_one_line_and_makes_no_folder(words, message, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  with pytest.raises(SystemExit) as end:
+    cli.execute("train", ["--config=afformer/synthetic", f"--workdir={workdir}", *words])
+  assert end.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: ")
+  assert message in line
+  assert not workdir.exists()
