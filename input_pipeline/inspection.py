@@ -40,6 +40,7 @@ class SplitReport:
     areas: their pixels.
     broken: the first messages of examples that cannot be read.
     num_broken: how many there are.
+    unused: classes that no label can have, see `SegmentationFiles`.
     unread: files beside the pictures that are no pictures, by suffix.
   """
 
@@ -56,6 +57,7 @@ class SplitReport:
   areas: list[int] = dataclasses.field(default_factory=list)
   broken: list[str] = dataclasses.field(default_factory=list)
   num_broken: int = 0
+  unused: tuple[int, ...] = ()
   unread: Counter[str] = dataclasses.field(default_factory=Counter)
 
   @property
@@ -74,6 +76,7 @@ def look(dataset: Any, *, labels: int = 300, seconds: float = 60.0) -> SplitRepo
   """
   classes = tuple(dataset.classes)
   report = SplitReport(str(dataset.split), len(dataset), classes)
+  report.unused = tuple(getattr(dataset, "unused", ()))
   report.pixels = np.zeros(len(classes), np.int64)
   report.pictures = np.zeros(len(classes), np.int64)
   if not hasattr(dataset, "image_size"):
@@ -221,9 +224,11 @@ def _judge_labels(
         " data.options.ignore)."
       )
     return
-  absent = [name for index, name in enumerate(report.classes) if index not in set(present.tolist())]
+  there = {*present.tolist(), *report.unused}
+  absent = [name for index, name in enumerate(report.classes) if index not in there]
   alone = len(present) == 1 and len(report.classes) > 1 and task == "semantic"
-  if alone and training and (everything or report.looked_at >= _MANY):
+  sure = everything or report.looked_at >= _MANY
+  if alone and training and sure and not report.unused:
     others = ", ".join(map(repr, absent[:3]))
     name = report.classes[present[0]]
     line = f"{at}: the class {name!r} is the only one in {report.looked_at} labels;"
@@ -233,6 +238,9 @@ def _judge_labels(
       line += " If 255 means the class, write 1, or set --config.data.options.labels=binary."
     problems.append(line)
     return
+  if alone and training:
+    name = report.classes[present[0]]
+    odd.append(f"{at}: {name!r} is the only class in the labels that were looked at.")
   if absent and everything:
     shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
     odd.append(f"{at}: {len(absent)} of {len(report.classes)} classes occur in no label: {shown}.")

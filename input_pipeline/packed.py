@@ -50,6 +50,8 @@ def pack(
     "classes": list(dataset.classes),
     "palette": np.asarray(dataset.palette).tolist() if hasattr(dataset, "palette") else None,
   }
+  if getattr(dataset, "unused", ()):
+    facts["unused"] = list(dataset.unused)
   if kind == "segments":
     facts["things"] = [bool(thing) for thing in dataset.thing_mask]
     facts["class_ids"] = [int(number) for number in dataset.class_ids]
@@ -107,6 +109,7 @@ class PackedImages:
     self._root, self._records = root, records.Records(root, split)
     self.name, self.split = manifest["name"], split
     self.classes = tuple(manifest["classes"])
+    self.unused = tuple(manifest.get("unused", ()))
     if manifest["palette"] is not None:
       self.palette = np.array(manifest["palette"], np.uint8).reshape(-1, 3)
       self.ignore_label = base.IGNORE_LABEL

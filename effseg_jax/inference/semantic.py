@@ -52,8 +52,9 @@ def forward_pass(model: nn.Module, task: Any, variables: Any) -> Forward:
     task: with `pixel_scores`, which makes logits or scores of pixels of these.
     variables: of the model.
   """
-  return lambda images: task.pixel_scores(
-    model.apply(variables, images, train=False), images.shape[1:3]
+  usable = getattr(task, "usable", lambda scores: scores)
+  return lambda images: usable(
+    task.pixel_scores(model.apply(variables, images, train=False), images.shape[1:3])
   )
 
 

@@ -34,6 +34,7 @@ class SemanticTask:
       included, as the official AFFormer training does, or `"valid"` pixels.
     class_weights: weight of each class's pixels in the loss; empty for 1 each.
     aux_weight: of each auxiliary head's loss, for models that have such heads.
+    unused: classes that no label can have, because their value is not counted; never predicted.
   """
 
   classes: tuple[str, ...]
@@ -44,6 +45,7 @@ class SemanticTask:
   normalize_by: str = "all"
   class_weights: tuple[float, ...] = ()
   aux_weight: float = 0.4
+  unused: tuple[int, ...] = ()
 
   # Several views of an image are averaged as probabilities.
   averages_scores = False
@@ -61,12 +63,20 @@ class SemanticTask:
   def for_dataset(cls, dataset: Any, **options: Any) -> SemanticTask:
     """The task whose classes, colours and ignored label are those of a data set."""
     palette = tuple(tuple(int(value) for value in colour) for colour in dataset.palette)
-    return cls(tuple(dataset.classes), palette, dataset.ignore_label, **options)
+    unused = tuple(getattr(dataset, "unused", ()))
+    return cls(tuple(dataset.classes), palette, dataset.ignore_label, unused=unused, **options)
 
   @property
   def num_classes(self) -> int:
     """Number of classes; the ignored label is none of them."""
     return len(self.classes)
+
+  def usable(self, logits: jax.Array) -> jax.Array:
+    """Logits (..., K) with which no unused class is the most likely one."""
+    if not self.unused:
+      return logits
+    # Not infinite: logits are interpolated afterwards.
+    return logits.at[..., jnp.array(self.unused)].set(-1e9)
 
   def augment(self, batch: Batch, rng: jax.Array) -> Batch:
     """Nothing: the recipe's augmentations are made on the host."""

@@ -31,6 +31,7 @@ class SegmentationFiles:
     label_rule: stored label values -> class ids and 255, on uint8 (or int) arrays.
     read_label: path -> stored values (H, W).
     turn_labels: whether labels are turned as the EXIF orientation turns their photographs.
+    unused: classes whose stored value is not counted, so that no label has them.
   """
 
   name: str
@@ -41,6 +42,7 @@ class SegmentationFiles:
   label_rule: Callable[[np.ndarray], np.ndarray]
   read_label: Callable[[Path], np.ndarray] = codecs.read_label
   turn_labels: bool = False
+  unused: tuple[int, ...] = ()
 
   ignore_label = IGNORE_LABEL
 

@@ -73,8 +73,9 @@ def open_split(
     "folder",
     suffixes=_LABEL_SUFFIXES,
   )
+  unused = (ignore,) if labels == "index" and 0 <= ignore < len(classes) else ()
   return base.SegmentationFiles(
-    "folder", split, classes, palette, pairs, rule, read, turn_labels=turn_labels
+    "folder", split, classes, palette, pairs, rule, read, turn_labels=turn_labels, unused=unused
   )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import call
@@ -13,6 +14,7 @@ from effseg_jax import errors
 from effseg_jax.errors import UserError
 from effseg_jax.input_pipeline import inspection
 from effseg_jax.input_pipeline.datasets import open_dataset
+from effseg_jax.tasks.semantic import SemanticTask
 from tests.trials import make
 
 
@@ -114,3 +116,14 @@ def test_negatives_left_out_are_told_by_the_command(tmp_path, capsys):
   call("inspect", *flags, "--splits=train,val")
   assert "2 of 3 images have no object" in capsys.readouterr().out
   assert json.loads((tmp_path / "annotations/instances_val.json").read_text())["images"]
+
+
+def test_a8_a_class_whose_value_is_ignored_is_neither_missing_nor_predicted(tmp_path):
+  root = make.folder(tmp_path)
+  problems, odd, _ = judged(root, ignore=0)
+  assert not problems and any("'leaf' is the only class" in line for line in odd)
+  data = open_dataset("folder", root=root, split="train", ignore=0)
+  task = SemanticTask.for_dataset(data)
+  assert task.unused == (0,)
+  assert task.usable(jnp.array([[5.0, 1.0]])).argmax(-1).tolist() == [1]
+  assert SemanticTask.for_dataset(open_dataset("folder", root=root, split="train")).unused == ()
