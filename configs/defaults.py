@@ -21,6 +21,8 @@ CHOICES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
   },
   "schedule": {
     "poly": {"power": 1.0, "end": 0.0},
+    # `ramp` steps up after `delay` steps of nothing; see `training.schedules.delayed_poly`.
+    "delayed_poly": {"power": 1.0, "end": 0.0, "delay": 0, "ramp": 500},
     "cosine": {"end": 0.0},
     # A tenth of the rate after 8/9 and 26/27 of the steps, as Mask2Former's recipe has it.
     "step": {"milestones": (0.8889, 0.963), "factor": 0.1},

@@ -195,6 +195,30 @@ class Entries:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sides:
+  """One side of a square, or rows and columns."""
+
+  expected: str = "a whole number, 1 or more, or (rows, columns)"
+
+  def allows(self, value: Any) -> bool:
+    """One number or two."""
+    return _COUNT.allows(value) or _SIZE.allows(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+  """Arguments that are others for some parameters."""
+
+  expected: str = "a mapping of names to numbers"
+
+  def allows(self, value: Any) -> bool:
+    """Mappings of names to numbers."""
+    return isinstance(value, Mapping) and all(
+      isinstance(name, str) and _WEIGHT.allows(number) for name, number in value.items()
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Placement:
   """Where a parameter lies, see `training.sharding.Rule`."""
 
@@ -237,6 +261,7 @@ _EVERY_TASK: dict[str, Rule] = {
     ("float32", "bfloat16"), "float16 would need loss scaling, which there is none of"
   ),
   "model.remat": Switch(),
+  "model.image_size": Sides(),
   "model.dropout": _BELOW_ONE,
   "model.drop_path": _BELOW_ONE,
   "task.name": Text(),
@@ -262,6 +287,7 @@ _EVERY_TASK: dict[str, Rule] = {
   "optimizer.clip_norm": _WEIGHT,
   "optimizer.lr_rules": _BY_NAME,
   "optimizer.decay_rules": _BY_NAME,
+  "optimizer.layer_decay": Number(0, 1, open_low=True),
   "optimizer.freeze": Several(Text(pattern=True)),
   "optimizer.b1": _BELOW_ONE,
   "optimizer.b2": _BELOW_ONE,
@@ -273,6 +299,9 @@ _EVERY_TASK: dict[str, Rule] = {
   # Steps, or below 1 shares of the training.
   "schedule.milestones": Several(_POSITIVE, least=1, ascending=True),
   "schedule.factor": _POSITIVE,
+  "schedule.delay": _NATURAL,
+  "schedule.ramp": _COUNT,
+  "schedule.groups": Entries((Text(pattern=True), Changes()), "('regular expression', {...})"),
   "schedule.warmup_steps": _NATURAL,
   "schedule.warmup_ratio": _SHARE,
   "eval.split": Text(),
@@ -286,6 +315,7 @@ _OF_TASK: dict[str, dict[str, Rule]] = {
   "semantic": {
     "task.normalize_by": Word(("all", "valid")),
     "task.class_weights": Several(_WEIGHT),
+    "task.aux_weight": _WEIGHT,
     "data.augment.scale": _SIZE,
     "data.augment.ratio": Several(_POSITIVE, 2, ascending=True),
     "data.augment.crop": _SIZE,
@@ -334,7 +364,10 @@ _OF_TASK: dict[str, dict[str, Rule]] = {
     "task.num_points": _COUNT,
     "task.oversample_ratio": Number(1),
     "task.importance_ratio": _SHARE,
-    "data.augment.kind": Word(("lsj", "shortest_edge")),
+    "task.black_padding": Switch(),
+    "task.mask_blocks": _NATURAL,
+    "task.annealing_steps": _NATURAL,
+    "data.augment.kind": Word(("lsj", "shortest_edge", "eomt")),
     "data.augment.crop": _SIZE,
     "data.augment.scale": Several(_POSITIVE, 2, ascending=True),
     "data.augment.short_side": _COUNT,
@@ -342,6 +375,8 @@ _OF_TASK: dict[str, dict[str, Rule]] = {
     "data.augment.layers": _COUNT,
     "data.augment.keep_empty": Switch(),
     "data.augment.pad_as_picture": Switch(),
+    "eval.fit": Several(_NATURAL, 2),
+    "eval.window_side": _NATURAL,
     "eval.short_side": _NATURAL,
     "eval.max_size": _COUNT,
     "eval.multiple": _COUNT,
@@ -375,10 +410,15 @@ _OF_TASK["semantic_ssa"] = {
   "task.as_printed": Switch(),
 }
 
+_OF_TASK["class_masks"] = {
+  field: rule for field, rule in _OF_TASK["semantic"].items() if not field.startswith("task.")
+}
+
 # Fields that have a default where they are read; all others of a task are required.
 _OPTIONAL = (
   *("model.", "task.", "data.augment.", "data.options.", "data.mixture", "eval.pictures"),
-  *("eval.interpolation", "data.check"),
+  *("eval.interpolation", "data.check", "eval.fit", "eval.window_side"),
+  *("optimizer.layer_decay", "schedule.groups"),
 )
 
 

@@ -12,7 +12,10 @@ from effseg_jax.models import create_model
 from effseg_jax.models.avesformer import AVESFormer
 from effseg_jax.models.eomt import EoMT
 from effseg_jax.models.mask2former import Mask2Former
+from effseg_jax.models.segvit import SegViT
+from effseg_jax.models.setr import SETR
 from effseg_jax.tasks.audio_visual import AudioVisualTask
+from effseg_jax.tasks.class_masks import ClassMasksTask
 from effseg_jax.tasks.semantic import SemanticTask
 from effseg_jax.tasks.universal import UniversalTask
 
@@ -65,9 +68,19 @@ def card_of(
   """
   classes, palette, is_thing = table
   model = create_model(model_name, **fields)
-  task: SemanticTask | UniversalTask | AudioVisualTask
-  if isinstance(model, (Mask2Former, EoMT)):
+  task: SemanticTask | ClassMasksTask | UniversalTask | AudioVisualTask
+  inference: dict[str, Any] = {}
+  if isinstance(model, Mask2Former):
     name, task = "universal", UniversalTask(classes, palette, is_thing)
+  elif isinstance(model, EoMT):
+    name, task = "universal", UniversalTask(classes, palette, is_thing, black_padding=True)
+    inference = _eomt_inference(model, dataset)
+  elif isinstance(model, SegViT):
+    name, task = "class_masks", ClassMasksTask(classes, palette, **_segvit_colours(model_name))
+    inference = _slide(model)
+  elif isinstance(model, SETR):
+    name, task = "semantic", SemanticTask(classes, palette)
+    inference = _slide(model)
   elif isinstance(model, AVESFormer):
     name, task = "audio_visual", AudioVisualTask(classes, palette)
   else:
@@ -76,5 +89,34 @@ def card_of(
     "model": {"name": model_name, "fields": fields},
     "task": {"name": name, **dataclasses.asdict(task)},
     "trained_on": "unknown" if dataset == GENERIC else dataset,
+    **({"inference": inference} if inference else {}),
     "converted_from": file_name,
+  }
+
+
+def _eomt_inference(model: EoMT, dataset: str) -> dict[str, Any]:
+  """EoMT sees pictures of one size: in windows where classes are pixels', else fitted into it."""
+  rows, cols = model.vit().grid
+  side = model.patch_size * rows
+  if dataset in ("ade20k", "cityscapes", "coco_stuff_10k", "coco_stuff_164k") and rows == cols:
+    return {"window_side": side, "panoptic": False, "instance": False, "semantic": True}
+  return {"fit": (side, model.patch_size * cols)}
+
+
+def _segvit_colours(model_name: str) -> dict[str, Any]:
+  """L was pretrained, and trained, with other statistics than ImageNet's."""
+  if model_name == "segvit_b16":
+    return {}
+  return {"mean": (127.5,) * 3, "std": (127.5,) * 3}
+
+
+def _slide(model: SETR | SegViT) -> dict[str, Any]:
+  """Windows of the size that the model was trained with, at the recipes' strides."""
+  rows, cols = (model.patch_size * n for n in model.vit().grid)
+  strides = {480: 320, 512: 341, 640: 608, 768: 512}
+  return {
+    "scale": (2049, 1025) if rows == 768 else (2048, min(rows, cols)),
+    "mode": "slide",
+    "crop": (rows, cols),
+    "stride": tuple(strides.get(side, side * 2 // 3) for side in (rows, cols)),
   }
