@@ -58,6 +58,17 @@ ROWS: Mapping[str, Sequence[str]] = {
   "efficientvit/camvid:b0": ("v5e:2x4",),
   "ssa_seg/ade20k:base": ("v5e:4x4",),
   "ssa_seg/coco_stuff:base": ("v5e:4x4",),
+  "eomt/coco_panoptic:l": ("v5e:4x4",),
+  "eomt/coco_instances:l": ("v5e:4x4",),
+  "eomt/ade20k_panoptic:l": ("v5e:4x4",),
+  "eomt/ade20k_semantic:l": ("v5e:4x4",),
+  "eomt/cityscapes_semantic:l": ("v5e:4x4",),
+  "eomt/synthetic": ("v5e:2x4",),
+  "segvit/ade20k": ("v5e:4x4",),
+  "segvit/coco_stuff": ("v5e:4x4",),
+  "setr/ade20k": ("v5e:4x4",),
+  "setr/cityscapes": ("v5e:2x4",),
+  "proscale/folder_instances:r50,111": ("v5e:2x4",),
 }
 
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
