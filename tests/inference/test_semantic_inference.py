@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from effseg_jax.inference import semantic as inference
 from effseg_jax.inference.semantic import Inference
-from effseg_jax.ops.resize import resize_bilinear
+from effseg_jax.ops.resize import resize_bicubic, resize_bilinear
 
 CLASSES = 3
 KERNEL = np.random.default_rng(5).standard_normal((8, 8, 3, CLASSES)).astype(np.float32)
@@ -165,3 +165,12 @@ def test_views_are_never_smaller_than_the_network_takes():
     jax.ShapeDtypeStruct((1, 2), jnp.int32),
   )
   assert seen == [(32, 32), (40, 56)]
+
+
+def test_bicubic_logits_are_resized_once(images):
+  options = Inference(interpolation="bicubic")
+  found = scores(images, [(33, 50), (48, 64)], (48, 64), options)
+  logits = forward(images)
+  for row, (rows, cols) in enumerate([(33, 50), (48, 64)]):
+    expected = resize_bicubic(logits[row : row + 1], (rows, cols))[0]
+    np.testing.assert_allclose(found[row, :rows, :cols], expected, rtol=1e-4, atol=1e-4)

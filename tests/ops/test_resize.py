@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effseg_jax.ops.resize import bilinear_matrix, resize_bilinear
+from effseg_jax.ops.resize import bilinear_matrix, resize_bicubic, resize_bilinear
+from tests.models import reference
 
 # Source, target: up, down, prime to prime, one axis alone, from and to a single cell, doubled.
 SIZES = [
@@ -85,3 +86,14 @@ def test_bfloat16_stays():
   found = resize_bilinear(x.astype(jnp.bfloat16), (11, 13))
   assert found.dtype == jnp.bfloat16
   np.testing.assert_allclose(found.astype(jnp.float32), resize_bilinear(x, (11, 13)), atol=0.05)
+
+
+@pytest.mark.parametrize("grid", ["3x5", "1x2"])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_bicubic_is_pytorchs(grid, factor):
+  expected = reference.read("efficientvit")
+  x = reference.channels_last(expected[f"ops/bicubic/{grid}/input"])
+  found = resize_bicubic(x, (factor * x.shape[1], factor * x.shape[2]))
+  wanted = expected[f"ops/bicubic/{grid}/x{factor}"]
+  reference.assert_close(reference.channels_first(found), wanted, 1e-6)
+  assert resize_bicubic(x, x.shape[1:3]) is x

@@ -75,3 +75,20 @@ def test_the_other_head_is_named():
     load_weights(create_model("efficientvit_b1", num_classes=150), weights("b1_ade20k"))
   with pytest.raises(UserError, match=r"expected \(150, 128, 1, 1\)"):
     load_weights(create_model("efficientvit_b0", num_classes=150), weights("b0_cityscapes"))
+
+
+def test_pytorch_loads_an_export_strictly():
+  torch = pytest.importorskip("torch")
+  from benchmarks.peers.efficientvit_torch import EfficientViTTorch
+
+  net = create_model("efficientvit_b0")
+  official = weights("b0_cityscapes")
+  exported = export_weights(net, load_weights(net, official))
+  peer = EfficientViTTorch("efficientvit_b0").eval()
+  assert list(peer.state_dict()) == list(exported)
+  peer.load_state_dict({name: torch.tensor(x) for name, x in exported.items()}, strict=True)
+  with torch.inference_mode():
+    images = torch.tensor(reference.channels_first(reference.images(96, 160)))
+    found = peer(images).numpy()
+  expected = reference.read("efficientvit")["b0_cityscapes/logits"]
+  reference.assert_close(found, expected, 2e-4)
