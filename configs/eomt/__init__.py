@@ -189,7 +189,7 @@ EXPERIMENTS = {
     about="""EoMT on the embedded scenes: panoptic segmentation with no data to fetch.
 
 A small model (6 blocks of 96 channels, patches of 8x8, 30 queries) from random weights; without
-pretraining EoMT is weak, see docs/universal.md.
+pretraining EoMT is weak, see docs/universal.md. Measured here: not trained to its end.
 
   effseg train --config=eomt/synthetic --workdir=runs/eomt_synthetic
 """,
