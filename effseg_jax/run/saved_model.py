@@ -83,6 +83,7 @@ def _score(step_folder: Path, metric: str) -> float:
 def read_state(folder: Path) -> dict[str, Any]:
   """Reads a saved state as nested dictionaries of host arrays."""
   checkpointer = ocp.PyTreeCheckpointer()
+  folder = folder.absolute()  # orbax finds no metadata below a relative path
   tree = checkpointer.metadata(folder).item_metadata.tree
   args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
   return checkpointer.restore(folder, restore_args=args)
