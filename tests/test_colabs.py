@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,11 @@ import pytest
 import small_config
 
 from effseg_jax import configs
+
+# Four trainings take minutes: `EFFSEG_NOTEBOOKS=1 pytest tests/test_colabs.py` runs them.
+pytestmark = pytest.mark.skipif(
+  not os.environ.get("EFFSEG_NOTEBOOKS"), reason="EFFSEG_NOTEBOOKS=1 runs the notebooks"
+)
 
 COLABS = Path(__file__).resolve().parents[1] / "colabs"
 NOTEBOOKS = sorted(path.stem for path in COLABS.glob("*.ipynb"))
